@@ -1,0 +1,1 @@
+//! Captcha events: served and solved captchas, counted by site and UTC day.
