@@ -17,19 +17,33 @@ pub struct Chunk<C> {
     pub ack: AckPart,
 }
 
+/// Where requests hand their chunks over.
+pub trait ChunkSink<C>: Send + Sync + 'static {
+    /// How many partitions there are.
+    fn partitions(&self) -> u32;
+    /// Hands a chunk over without ever waiting; gives it back when there is no room (or the program is ending).
+    fn try_send(&self, partition: u32, chunk: Chunk<C>) -> Result<(), Chunk<C>>;
+}
+
 /// One request's wait for all of its records.
 ///
 /// It begins with one part held by [`Ack`] itself, so that it cannot be reached before every chunk was handed over.
 pub struct Ack {
     parts_open: AtomicUsize,
     failed: AtomicBool,
+    abandoned: AtomicBool,
     waiter: Arc<Blocker>,
 }
 
 impl Ack {
     /// A new wait, to be made by the coroutine (or thread) that will wait.
     pub fn new() -> Arc<Ack> {
-        Arc::new(Ack { parts_open: AtomicUsize::new(1), failed: AtomicBool::new(false), waiter: Blocker::current() })
+        Arc::new(Ack {
+            parts_open: AtomicUsize::new(1),
+            failed: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
+            waiter: Blocker::current(),
+        })
     }
 
     /// A further part to wait for.
@@ -46,7 +60,9 @@ impl Ack {
             while self.parts_open.load(Ordering::Acquire) > 0 {
                 let left = deadline.saturating_duration_since(std::time::Instant::now());
                 if left.is_zero() || self.waiter.park(Some(left)).is_err() {
-                    return self.parts_open.load(Ordering::Acquire) == 0 && !self.failed.load(Ordering::Acquire);
+                    let settled = self.parts_open.load(Ordering::Acquire) == 0;
+                    self.abandoned.store(!settled, Ordering::Release);
+                    return settled && !self.failed.load(Ordering::Acquire);
                 }
             }
         }
@@ -69,6 +85,24 @@ pub struct AckPart {
 }
 
 impl AckPart {
+    /// A further part of the same request.
+    pub fn split(&self) -> AckPart {
+        AckPart {
+            ack: self
+                .ack
+                .as_ref()
+                .inspect(|ack| {
+                    ack.parts_open.fetch_add(1, Ordering::Relaxed);
+                })
+                .cloned(),
+        }
+    }
+
+    /// Whether nobody waits any more, so that the work can be saved.
+    pub fn is_abandoned(&self) -> bool {
+        self.ack.as_ref().is_none_or(|ack| ack.abandoned.load(Ordering::Acquire))
+    }
+
     /// Says how it ended.
     pub fn settle(mut self, acknowledged: bool) {
         if let Some(ack) = self.ack.take() {
