@@ -66,6 +66,20 @@ pub trait Counters<C>: Default + Send + 'static {
     fn to_batch(&self) -> RecordBatch;
 }
 
+/// How a kind's counters are read back, and how they follow from its events. Keys come as bytes of a fixed width.
+pub struct CountersSql {
+    /// Columns of the counters table that name a counter.
+    pub key: &'static str,
+    /// How many bytes they have in RowBinary.
+    pub key_bytes: usize,
+    /// Columns of the counters table that are summed (UInt64).
+    pub values: &'static [&'static str],
+    /// The key in terms of the events table.
+    pub recount_key: &'static str,
+    /// The values in terms of the events table, as aggregates (UInt64).
+    pub recount_values: &'static [&'static str],
+}
+
 /// One kind of event.
 pub trait Kind: Send + Sync + Sized + 'static {
     /// Names the topic, the tables, the migrations and the metrics.
@@ -76,6 +90,8 @@ pub trait Kind: Send + Sync + Sized + 'static {
     const KEY_LANES: u8;
     /// SQL for the lane (UInt8) and the identity (as FixedString(16), in text order) of a row of the events table.
     const KEY_SQL: (&'static str, &'static str);
+    /// Its counters in the store.
+    const COUNTERS_SQL: CountersSql;
     /// Its events as columns.
     type Columns: Columns;
     /// What its events are counted in.
@@ -89,6 +105,8 @@ pub trait Kind: Send + Sync + Sized + 'static {
     fn partition_key<'e>(event: &'e Self::Event<'_>) -> &'e [u8];
     /// Adds an event to columns.
     fn push(columns: &mut Self::Columns, event: &Self::Event<'_>);
+    /// Names the counter whose key has these bytes, for a person.
+    fn describe_counter(key: &[u8]) -> String;
     /// The key of an event; `None` for one that is always new.
     fn key(columns: &Self::Columns, row: usize) -> Option<Key>;
 }
