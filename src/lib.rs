@@ -11,7 +11,10 @@
 //! that names all of them.
 
 pub mod batch;
+pub mod config;
 pub mod exchange;
 pub mod flow;
 pub mod kinds;
 pub mod log;
+pub mod report;
+pub mod store;

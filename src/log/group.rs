@@ -230,7 +230,9 @@ impl Group {
         if let Some(mut element) = offsets.find_partition(&tenure.topic, tenure.partition as i32) {
             element.set_metadata(&commit.metadata);
         }
-        self.consumer.commit(&offsets, CommitMode::Sync).map_err(CommitError::Unknown)
+        self.consumer.commit(&offsets, CommitMode::Sync).map_err(CommitError::Unknown)?;
+        // While a group is empty Kafka takes commits of any process, so that its yes alone proves nothing.
+        if self.consumer.assignment_lost() { Err(CommitError::Ended) } else { Ok(()) }
     }
 
     /// What is committed for a partition.

@@ -118,7 +118,8 @@ mod tests {
                     })
                 })
                 .collect();
-            while flights.flights.lock().unwrap().get("q").is_none_or(|flight| flight.waiters.lock().unwrap().len() < 8) {
+            while flights.flights.lock().unwrap().get("q").is_none_or(|flight| flight.waiters.lock().unwrap().len() < 8)
+            {
                 std::thread::yield_now();
             }
             release.send(true).unwrap();

@@ -132,7 +132,9 @@ impl Store {
             let events = stored.get(&(ledger.generation, ledger.partition)).copied().unwrap_or(0);
             found.events += events;
             if events != ledger.new_events {
-                found.differences.push(format!("{at}: {} events were recorded, {events} are stored", ledger.new_events));
+                found
+                    .differences
+                    .push(format!("{at}: {} events were recorded, {events} are stored", ledger.new_events));
             }
         }
         Ok(())
@@ -166,7 +168,7 @@ const LEDGER_BYTES: usize = 40;
 
 /// The rows of an answer in RowBinary with columns of fixed widths.
 fn whole_rows(bytes: &[u8], row: usize) -> Result<std::slice::ChunksExact<'_, u8>, StoreError> {
-    if bytes.len() % row != 0 {
+    if !bytes.len().is_multiple_of(row) {
         return Err(StoreError::Unreadable(format!("{} bytes are no whole number of rows of {row}", bytes.len())));
     }
     Ok(bytes.chunks_exact(row))
