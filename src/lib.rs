@@ -13,3 +13,4 @@
 pub mod exchange;
 pub mod flow;
 pub mod kinds;
+pub mod writer;
