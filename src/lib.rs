@@ -10,11 +10,12 @@
 //! one stage to the next lives in `exchange` (HTTP) and `flow` (events). `run` wires all stages and is the only place
 //! that names all of them.
 
-pub mod batch;
 pub mod config;
 pub mod exchange;
 pub mod flow;
 pub mod kinds;
+pub mod batch;
 pub mod log;
-pub mod report;
+pub mod writer;
 pub mod store;
+pub mod report;
