@@ -13,3 +13,6 @@
 pub mod exchange;
 pub mod flow;
 pub mod kinds;
+
+#[cfg(test)]
+mod dice;
