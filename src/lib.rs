@@ -10,6 +10,10 @@
 //! one stage to the next lives in `exchange` (HTTP) and `flow` (events). `run` wires all stages and is the only place
 //! that names all of them.
 
+
+#[cfg(test)]
+mod dice;
+
 pub mod config;
 pub mod exchange;
 pub mod flow;

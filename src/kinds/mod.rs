@@ -5,6 +5,11 @@
 
 pub mod captcha;
 
+pub mod excerpt;
+pub mod fields;
+pub mod instant;
+pub mod uuid_text;
+
 use std::borrow::Cow;
 
 use arrow::array::RecordBatch;
