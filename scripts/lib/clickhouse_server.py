@@ -99,10 +99,8 @@ USERS = """\
 class ClickHouse:
     """Its data is in `clickhouse/` of the home folder, its log in `log/clickhouse.log`."""
 
-    def __init__(self, home, *, engine, port):
-        """`engine` is the embedded engine's library (`.so`) or an installed server's program."""
+    def __init__(self, home, *, port):
         self.home = home
-        self.engine = engine
         self.port = port
         self.user = USER
         self.log = home / "log" / "clickhouse.log"
@@ -117,8 +115,11 @@ class ClickHouse:
     def password(self):
         return self.password_path.read_text(encoding="ascii")
 
-    def start(self, *, dies_with_parent=False):
-        """Starts the process, which is not yet ready when this returns."""
+    def start(self, engine, *, dies_with_parent=False):
+        """Starts the process, which is not yet ready when this returns.
+
+        `engine` is the embedded engine's library (`.so`) or an installed server's program.
+        """
         folder = self.home / "clickhouse"
         (folder / "data").mkdir(parents=True, exist_ok=True, mode=0o700)
         self._ensure_password()
@@ -129,10 +130,10 @@ class ClickHouse:
         digest = hashlib.sha256(self.password.encode()).hexdigest()
         _write_private(users, USERS.format(user=self.user, password_sha256=digest, grants=grants))
         environment = dict(os.environ, TZ="UTC")
-        if self.engine.suffix == ".so":
-            command = [sys.executable, SCRIPTS / "clickhouse_host.py", self.engine, config]
+        if engine.suffix == ".so":
+            command = [sys.executable, SCRIPTS / "clickhouse_host.py", engine, config]
         else:
-            command = [self.engine, *(["server"] if self.engine.name == "clickhouse" else []), "--config-file", config]
+            command = [engine, *(["server"] if engine.name == "clickhouse" else []), "--config-file", config]
             # Its own watchdog would be a second process to keep track of.
             environment["CLICKHOUSE_WATCHDOG_ENABLE"] = "0"
         self.process.start(command, log=self.log, cwd=folder, env=environment, settings={"port": self.port}, dies_with_parent=dies_with_parent)

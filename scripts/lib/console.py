@@ -21,6 +21,17 @@ def say(text):
     print(f"==> {text}", flush=True)
 
 
+def takes_no_arguments(usage):
+    """For scripts without arguments: the status to end with when there are any, --help among them, else None."""
+    if not sys.argv[1:]:
+        return None
+    if sys.argv[1] in ("-h", "--help"):
+        print(usage.strip())
+        return 0
+    print(f"{os.path.basename(sys.argv[0])}: takes no arguments, got {sys.argv[1]!r}; --help tells more", file=sys.stderr)
+    return 2
+
+
 def run_main(main):
     """Calls `main` and ends the process with its status; a Failure becomes one line on standard error."""
     try:

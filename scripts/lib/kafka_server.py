@@ -19,10 +19,8 @@ HOST = "127.0.0.1"
 class Kafka:
     """Its data is in `kafka/` of the home folder, its log in `log/kafka.log`."""
 
-    def __init__(self, home, *, java, libs, port, controller_port, heap_mb=1024):
+    def __init__(self, home, *, port, controller_port, heap_mb=1024):
         self.home = home
-        self.java = java
-        self.libs = libs
         self.port = port
         self.controller_port = controller_port
         self.heap_mb = heap_mb
@@ -33,17 +31,17 @@ class Kafka:
     def brokers(self):
         return f"{HOST}:{self.port}"
 
-    def start(self, *, dies_with_parent=False):
-        """Starts the process, which is not yet ready when this returns."""
+    def start(self, java, libs, *, dies_with_parent=False):
+        """Starts the process, which is not yet ready when this returns; `libs` is the folder of its jars."""
         folder = self.home / "kafka"
         (folder / "data").mkdir(parents=True, exist_ok=True)
         properties = folder / "server.properties"
         properties.write_text(self._properties(folder / "data"), encoding="ascii")
         if not (folder / "data" / "meta.properties").exists():
-            self._format(properties)
+            self._format(java, libs, properties)
         # The jars are named relative to the working folder: a class path cannot hold a folder with a colon in its name.
         command = [
-            self.java,
+            java,
             f"-Xms{min(256, self.heap_mb)}m",
             f"-Xmx{self.heap_mb}m",
             "-XX:+UseG1GC",
@@ -57,7 +55,7 @@ class Kafka:
             properties,
         ]
         settings = {"port": self.port, "controller_port": self.controller_port}
-        self.process.start(command, log=self.log, cwd=self.libs, settings=settings, dies_with_parent=dies_with_parent)
+        self.process.start(command, log=self.log, cwd=libs, settings=settings, dies_with_parent=dies_with_parent)
 
     def wait_ready(self, deadline_s=READY_S):
         """Returns once the broker answers a request."""
@@ -82,14 +80,14 @@ class Kafka:
         except OSError:
             return False
 
-    def _format(self, properties):
+    def _format(self, java, libs, properties):
         # Text of the form that Kafka takes for a cluster id; one that starts with a dash would look like an option.
         cluster = next(text for text in iter(_new_cluster_id, None) if not text.startswith("-"))
         formatter = Process("kafka-format", self.home / "run")
-        command = [self.java, "-XX:TieredStopAtLevel=1", *self._logging(), "-cp", "*", "kafka.tools.StorageTool"]
+        command = [java, "-XX:TieredStopAtLevel=1", *self._logging(), "-cp", "*", "kafka.tools.StorageTool"]
         # --ignore-formatted: an earlier attempt may have been cut off.
         command += ["format", "--ignore-formatted", "-t", cluster, "-c", properties]
-        formatter.start(command, log=self.log, cwd=self.libs, dies_with_parent=True)
+        formatter.start(command, log=self.log, cwd=libs, dies_with_parent=True)
         ended = formatter.wait_gone(READY_S)
         formatter.stop(1)
         if not ended or not (self.home / "kafka" / "data" / "meta.properties").exists():
@@ -120,6 +118,9 @@ class Kafka:
             "share.coordinator.state.topic.min.isr": 1,
             # A year: what a writer had claimed must outlive a long stop (the default is a week).
             "offsets.retention.minutes": 365 * 24 * 60,
+            # A broker that was killed comes back once its old session has ended, which is 9 s by default.
+            "broker.session.timeout.ms": 4000,
+            "broker.heartbeat.interval.ms": 1000,
             "group.coordinator.rebalance.protocols": "classic,consumer",
             "group.initial.rebalance.delay.ms": 0,
             # A writer that was killed gives its partitions back after 6 s and not after 45.

@@ -22,12 +22,12 @@ def require_free(port, host, use, remedy):
     """Raises a Failure that names the port, what it is for and who has it."""
     if not is_free(port, host):
         holder = owner(port)
-        taken = f"is taken by {holder}" if holder else "is taken by another process"
+        taken = f"is taken by {holder[0]} (pid {holder[1]})" if holder else "is taken by another process"
         raise Failure(f"port {port} for {use} {taken}: stop that, or {remedy}")
 
 
 def owner(port):
-    """"name (pid N)" of the process that listens on the port, where /proc lets us see it."""
+    """Name and id of the process that listens on the port; None where there is none or /proc does not let us see it."""
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
@@ -41,7 +41,7 @@ def owner(port):
         try:
             if any(os.readlink(f"/proc/{pid}/fd/{fd}") in inodes for fd in os.listdir(f"/proc/{pid}/fd")):
                 with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as source:
-                    return f"{source.read().strip()} (pid {pid})"
+                    return source.read().strip(), int(pid)
         except OSError:
             continue
     return None

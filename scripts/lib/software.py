@@ -84,7 +84,7 @@ def find_java():
     return java
 
 
-def find_clickhouse(log=None):
+def find_clickhouse():
     """An installed ClickHouse server that is new enough, or None."""
     for name in ("clickhouse", "clickhouse-server"):
         path = shutil.which(name)
@@ -103,10 +103,26 @@ def find_clickhouse(log=None):
     return None
 
 
+def _kafka_folder(var):
+    version = re.search(r"<artifactId>kafka_2\.13</artifactId>\s*<version>([^<]+)", KAFKA_POM.read_text(encoding="utf-8")).group(1)
+    return var / "software" / f"kafka-{version}", version
+
+
+def _chdb_folder(var):
+    return var / "software" / f"clickhouse-{CHDB_VERSION}"
+
+
+def has_kafka(var):
+    return _kafka_folder(var)[0].is_dir()
+
+
+def has_chdb(var):
+    return _chdb_folder(var).is_dir()
+
+
 def fetch_kafka(var, log):
     """The folder with the broker's jars, fetched where it is missing."""
-    version = re.search(r"<artifactId>kafka_2\.13</artifactId>\s*<version>([^<]+)", KAFKA_POM.read_text(encoding="utf-8")).group(1)
-    folder = var / "software" / f"kafka-{version}"
+    folder, version = _kafka_folder(var)
     with _fetching(folder) as fresh:
         if fresh is not None:
             if shutil.which("mvn") is None:
@@ -122,7 +138,7 @@ def fetch_chdb(var, log):
     """The library that holds the ClickHouse engine, fetched where it is missing."""
     if platform.machine() != "x86_64":
         raise Failure(f"no ClickHouse for {platform.machine()} can be fetched: install clickhouse-server, or set MILLRACE_CLICKHOUSE_URL to one that runs")
-    folder = var / "software" / f"clickhouse-{CHDB_VERSION}"
+    folder = _chdb_folder(var)
     with _fetching(folder) as fresh:
         if fresh is not None:
             if shutil.which("npm") is None:
