@@ -36,7 +36,8 @@ def run_main(main):
     """Calls `main` and ends the process with its status; a Failure becomes one line on standard error."""
     try:
         sys.exit(main() or 0)
-    except Failure as failure:
+    except (Failure, OSError) as failure:
+        # An OSError says by itself what could not be done to which file: a full disk, a folder of somebody else's.
         line = " ".join(str(failure).split())
         print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr)
         sys.exit(1)

@@ -7,6 +7,7 @@ not at all, and is fetched once.
 import base64
 import fcntl
 import hashlib
+import json
 import os
 import platform
 import re
@@ -69,6 +70,12 @@ def find_cargo():
     if found is None:
         raise Failure("cargo is missing: install Rust with rustup (the version in Cargo.toml's rust-version or newer)")
     return found
+
+
+def cargo_build_folder(repository):
+    """Where cargo puts what it builds."""
+    told = subprocess.run([find_cargo(), "metadata", "--no-deps", "--format-version", "1"], cwd=repository, capture_output=True, check=True).stdout
+    return Path(json.loads(told)["target_directory"])
 
 
 def find_java():
