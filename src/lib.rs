@@ -10,8 +10,13 @@
 //! one stage to the next lives in `exchange` (HTTP) and `flow` (events). `run` wires all stages and is the only place
 //! that names all of them.
 
+pub mod cli;
 pub mod config;
 pub mod exchange;
 pub mod flow;
 pub mod kinds;
+pub mod log;
+pub mod observe;
+pub mod run;
+pub mod shutdown;
 pub mod store;

@@ -16,7 +16,7 @@ pub fn show(loaded: &Loaded) -> String {
             if section == "kafka" {
                 show_options(loaded, &mut out);
             }
-            let _ = write!(out, "{}[{of}]\n", if section.is_empty() { "" } else { "\n" });
+            let _ = writeln!(out, "{}[{of}]", if section.is_empty() { "" } else { "\n" });
             section = of;
         }
         let _ = writeln!(out, "{name} = {}{}", (setting.show)(&loaded.config), comment(loaded, setting));

@@ -3,6 +3,9 @@
 
 pub mod client;
 pub mod error;
+mod lock;
+pub mod migrate;
+mod sql;
 
 pub use client::Store;
 pub use error::{StoreError, Verdict};
