@@ -13,12 +13,16 @@
 #[cfg(test)]
 mod dice;
 
-pub mod batch;
 pub mod config;
 pub mod exchange;
 pub mod flow;
 pub mod kinds;
+pub mod batch;
 pub mod log;
-pub mod report;
-pub mod store;
 pub mod writer;
+pub mod store;
+pub mod report;
+pub mod observe;
+pub mod cli;
+pub mod run;
+pub mod shutdown;

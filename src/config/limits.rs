@@ -181,7 +181,8 @@ mod tests {
 
     #[test]
     fn each_relation_is_seen() {
-        let cases: [(fn(&mut Config), &str); 9] = [
+        type Change = fn(&mut Config);
+        let cases: [(Change, &str); 9] = [
             (|c| c.http.event_bytes_max = c.http.body_bytes_max + 1, "http.event_bytes_max"),
             (|c| c.http.body_bytes_in_flight_max = c.http.body_bytes_max - 1, "http.body_bytes_in_flight_max"),
             (|c| c.http.ack_ms_max = 8_500, "http.ack_ms_max"),

@@ -4,6 +4,7 @@
 //! A kind imports no stage. Adding one touches its folder here, one line of the registration in `run`, and `sql/NAME`.
 
 pub mod captcha;
+pub mod migrations;
 
 pub mod excerpt;
 pub mod fields;

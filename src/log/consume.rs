@@ -39,7 +39,7 @@ impl Reader {
         let mut config = options.client_config();
         config
             // Needed by the client, never joined: nothing is subscribed or committed here.
-            .set("group.id", format!("{}-reader", options.group))
+            .set("group.id", format!("{}-reader", options.kafka.group()))
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             // An offset that is not there is never replaced by another one.
@@ -52,7 +52,7 @@ impl Reader {
             .set("queued.max.messages.kbytes", AHEAD_KIB_MAX.to_string())
             .set("check.crcs", "true");
         let consumer = config.create().map_err(|error| LogError {
-            brokers: options.brokers.clone(),
+            brokers: options.kafka.brokers.clone(),
             what: "setting up a reader",
             cause: error.to_string(),
         })?;

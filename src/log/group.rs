@@ -17,6 +17,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 
 use super::{LogError, Options};
+use crate::config::GroupProtocol;
 
 /// How long a question for committed offsets may take.
 const ASK_MAX: Duration = Duration::from_secs(5);
@@ -166,17 +167,17 @@ impl Group {
     /// Joins in the background: partitions come through [`Group::poll`].
     pub fn join(options: &Options, topics: &[&str]) -> Result<Group, LogError> {
         let failed = |what| {
-            move |error: KafkaError| LogError { brokers: options.brokers.clone(), what, cause: error.to_string() }
+            move |error: KafkaError| LogError { brokers: options.kafka.brokers.clone(), what, cause: error.to_string() }
         };
         let mut config = options.client_config();
         config
-            .set("group.id", &options.group)
-            .set("group.protocol", &options.group_protocol)
+            .set("group.id", options.kafka.group())
+            .set("group.protocol", options.kafka.group_protocol.name())
             .set("max.poll.interval.ms", options.poll_ms_max.to_string())
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "latest");
-        if options.group_protocol == "classic" {
+        if options.kafka.group_protocol == GroupProtocol::Classic {
             config
                 .set("partition.assignment.strategy", "cooperative-sticky")
                 .set("session.timeout.ms", options.session_ms.to_string())

@@ -174,15 +174,15 @@ fn connect(options: &Options, deliveries: &Arc<Deliveries>) -> Result<ThreadedPr
     config
         .set("enable.idempotence", "true")
         .set("acks", "all")
-        .set("compression.codec", &options.compression)
-        .set("message.timeout.ms", options.delivery_ms_max.to_string())
-        .set("request.timeout.ms", options.delivery_ms_max.min(5000).to_string())
+        .set("compression.codec", options.kafka.compression.name())
+        .set("message.timeout.ms", options.kafka.delivery_ms_max.to_string())
+        .set("request.timeout.ms", options.kafka.delivery_ms_max.min(5000).to_string())
         // The batchers have grouped already: nothing is gained by waiting again.
         .set("queue.buffering.max.ms", "0")
         .set("queue.buffering.max.kbytes", QUEUE_KIB_MAX.to_string())
         .set("queue.buffering.max.messages", "100000");
     config.create_with_context(Context(deliveries.clone())).map_err(|error| LogError {
-        brokers: options.brokers.clone(),
+        brokers: options.kafka.brokers.clone(),
         what: "setting up the producer",
         cause: error.to_string(),
     })

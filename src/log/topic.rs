@@ -36,13 +36,13 @@ impl Inspector {
     /// Connects lazily: errors come with the first question.
     pub fn new(options: &Options) -> Result<Inspector, LogError> {
         let mut config = options.client_config();
-        config.set("group.id", &options.group).set("enable.auto.commit", "false");
+        config.set("group.id", options.kafka.group()).set("enable.auto.commit", "false");
         let consumer = config.create().map_err(|error| LogError {
-            brokers: options.brokers.clone(),
+            brokers: options.kafka.brokers.clone(),
             what: "setting up a client",
             cause: error.to_string(),
         })?;
-        Ok(Inspector { consumer, brokers: options.brokers.clone() })
+        Ok(Inspector { consumer, brokers: options.kafka.brokers.clone() })
     }
 
     /// How many partitions a topic has; `None` when there is no such topic.

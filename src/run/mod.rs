@@ -85,14 +85,9 @@ impl Program {
 /// How to reach Kafka, by the configuration.
 pub fn log_options(config: &Config) -> log::Options {
     log::Options {
-        brokers: config.kafka.brokers.clone(),
-        group: config.kafka.group(),
-        group_protocol: config.kafka.group_protocol.name().to_owned(),
-        session_ms: config.writer.session_ms as u32,
-        poll_ms_max: config.writer.poll_ms_max as u32,
-        delivery_ms_max: config.kafka.delivery_ms_max as u32,
-        compression: config.kafka.compression.name().to_owned(),
-        extra: config.kafka.options.clone(),
+        kafka: config.kafka.clone(),
+        session_ms: config.writer.session_ms,
+        poll_ms_max: config.writer.poll_ms_max,
     }
 }
 

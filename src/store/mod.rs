@@ -3,8 +3,9 @@
 
 pub mod client;
 pub mod error;
-pub mod recount;
-pub mod stored;
+mod lock;
+pub mod migrate;
+mod sql;
 
 pub use client::Store;
 pub use error::{StoreError, Verdict};

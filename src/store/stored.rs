@@ -55,7 +55,7 @@ impl Store {
         let ledger: Vec<StoredLedger> = self
             .rows(&format!(
                 "SELECT min(range_first) AS first, max(range_last) + 1 AS next, sum(range_offsets) AS offsets FROM {} \
-                 WHERE day = toDate32('1900-01-01') AND log_generation = {generation} AND log_partition = {partition} \
+                 WHERE log_generation = {generation} AND log_partition = {partition} \
                  GROUP BY log_partition",
                 self.table(&counters::<K>())
             ))

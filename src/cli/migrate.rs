@@ -1,0 +1,105 @@
+//! `millrace migrate`: the topic and the tables.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{FAILED, block_on, out};
+use crate::config::Loaded;
+use crate::kinds::migrations::ALL;
+use crate::log::topics::{Admin, Cluster, Made};
+use crate::store::Store;
+use crate::store::migrate;
+
+/// How long Kafka may take to answer, or to make a topic.
+const KAFKA_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Make the topic and the tables, or bring them up to date.
+///
+/// Creates the database, applies the migrations that are missing and records each with its checksum, and creates the
+/// Kafka topic of each kind (kafka.partitions, kafka.replication; records are kept for 7 days). What is there is left
+/// as it is, so it may be run any number of times, and by two at once. An edited migration, a database that a newer
+/// program has migrated, and a server older than ClickHouse 25.8 are refused.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  millrace migrate --dry-run
+  millrace migrate --set kafka.partitions=8    (the number cannot be changed afterwards)
+
+Exit codes: 0 up to date, 1 failed, 2 wrong command line or configuration")]
+pub struct Migrate {
+    /// Print what would be done, change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Begin a new generation of the log, after the topic was deleted and created again or the cluster was replaced
+    #[arg(long, conflicts_with = "dry_run")]
+    new_generation: bool,
+}
+
+impl Migrate {
+    pub(super) fn execute(self, loaded: &Loaded) -> ExitCode {
+        if self.new_generation {
+            out::error("a new generation cannot be opened by this build");
+            return ExitCode::from(FAILED);
+        }
+        match block_on(self.migrate(loaded)) {
+            Ok(Ok(())) => ExitCode::SUCCESS,
+            Ok(Err(error)) => {
+                out::error(error);
+                ExitCode::from(FAILED)
+            }
+            Err(error) => {
+                out::error(error);
+                ExitCode::from(FAILED)
+            }
+        }
+    }
+
+    async fn migrate(&self, loaded: &Loaded) -> Result<(), Box<dyn std::error::Error>> {
+        let store = Store::new(&loaded.config.clickhouse);
+        let admin = Admin::new(&loaded.config.kafka)?;
+        let version = migrate::version(&store).await?;
+        let pending = migrate::pending(&store).await?;
+        out::line(format!("clickhouse {version} at {}, database {}", store.url(), store.database()));
+        if pending.is_empty() {
+            out::line("all migrations are applied");
+        } else if self.dry_run {
+            for pending in &pending {
+                out::line(format!("would apply {pending}:"));
+                for statement in &pending.statements {
+                    out::line(format!("\n{statement};\n"));
+                }
+            }
+        } else {
+            migrate::apply(&store, |step| out::line(step)).await?;
+        }
+        for kind in ALL {
+            let topic = loaded.config.kafka.topic(kind.kind);
+            let before = admin.describe(&topic, KAFKA_TIMEOUT)?;
+            if self.dry_run || before.topic.is_some() {
+                out::line(describe(&topic, &before, loaded));
+                continue;
+            }
+            let made = admin.make(&topic, KAFKA_TIMEOUT).await?;
+            let partitions = loaded.config.kafka.partitions;
+            out::line(match made {
+                Made::Created => format!("created the topic {topic} with {partitions} partitions"),
+                Made::Existed => format!("the topic {topic} was created meanwhile"),
+            });
+        }
+        Ok(())
+    }
+}
+
+fn describe(topic: &str, cluster: &Cluster, loaded: &Loaded) -> String {
+    let partitions = loaded.config.kafka.partitions;
+    match &cluster.topic {
+        None => format!("would create the topic {topic} with {partitions} partitions"),
+        Some(found) if found.partitions != partitions => format!(
+            "the topic {topic} has {} partitions and is left as it is (kafka.partitions is {partitions})",
+            found.partitions
+        ),
+        Some(found) => format!("the topic {topic} exists with {} partitions", found.partitions),
+    }
+}
