@@ -14,5 +14,7 @@ pub mod exchange;
 pub mod flow;
 pub mod kinds;
 
+pub mod accept;
+
 #[cfg(test)]
 mod dice;

@@ -36,7 +36,7 @@ impl Kind for Captcha {
     }
 
     #[inline]
-    fn partition_key<'e>(event: &'e CaptchaEvent) -> &'e [u8] {
+    fn partition_key(event: &CaptchaEvent) -> &[u8] {
         &event.correlation_id
     }
 
