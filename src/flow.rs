@@ -17,6 +17,21 @@ pub struct Chunk<C> {
     pub ack: AckPart,
 }
 
+/// What takes chunks: the batchers, or a test.
+pub trait Sink<C>: Send + Sync + 'static {
+    /// Takes a chunk for a partition, or gives it back when there is no room just now. Never blocks.
+    fn put(&self, partition: u32, chunk: Chunk<C>) -> Result<(), Chunk<C>>;
+}
+
+impl<C, F> Sink<C> for F
+where
+    F: Fn(u32, Chunk<C>) -> Result<(), Chunk<C>> + Send + Sync + 'static,
+{
+    fn put(&self, partition: u32, chunk: Chunk<C>) -> Result<(), Chunk<C>> {
+        self(partition, chunk)
+    }
+}
+
 /// One request's wait for all of its records.
 ///
 /// It begins with one part held by [`Ack`] itself, so that it cannot be reached before every chunk was handed over.

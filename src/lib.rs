@@ -13,6 +13,7 @@
 pub mod exchange;
 pub mod flow;
 pub mod kinds;
+pub mod query_string;
 
 pub mod accept;
 

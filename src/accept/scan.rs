@@ -10,6 +10,7 @@ pub const SLICE_BYTES: usize = 256 << 10;
 /// Counts the bytes worked on and pauses after each [`SLICE_BYTES`] of them, so that a large body leaves room for others.
 pub struct Pace {
     since_pause: usize,
+    #[cfg(test)]
     worked: u64,
     pause: fn(),
 }
@@ -17,13 +18,21 @@ pub struct Pace {
 impl Pace {
     /// `pause` is called between slices.
     pub fn new(pause: fn()) -> Pace {
-        Pace { since_pause: 0, worked: 0, pause }
+        Pace {
+            since_pause: 0,
+            #[cfg(test)]
+            worked: 0,
+            pause,
+        }
     }
 
     /// Says that `bytes` were worked on.
     #[inline]
     pub fn work(&mut self, bytes: usize) {
-        self.worked += bytes as u64;
+        #[cfg(test)]
+        {
+            self.worked += bytes as u64;
+        }
         self.since_pause += bytes;
         if self.since_pause >= SLICE_BYTES {
             self.since_pause = 0;
@@ -32,6 +41,7 @@ impl Pace {
     }
 
     /// How many bytes were worked on altogether; a byte looked at twice counts twice.
+    #[cfg(test)]
     pub fn worked(&self) -> u64 {
         self.worked
     }

@@ -691,7 +691,7 @@ mod tests {
             "",
             " ",
         ];
-        let long = |text: &str| text.repeat((256 << 10) / text.len().max(1) + 1);
+        let long = |text: &str| text.repeat((128 << 10) / text.len().max(1) + 1);
         let mut bodies: Vec<(String, String)> = vec![];
         for line in lines {
             bodies.push((format!("lines of {line}"), long(&format!("{line}\n"))));
