@@ -17,12 +17,19 @@ pub struct Chunk<C> {
     pub ack: AckPart,
 }
 
-/// Where requests hand their chunks over.
-pub trait ChunkSink<C>: Send + Sync + 'static {
-    /// How many partitions there are.
-    fn partitions(&self) -> u32;
-    /// Hands a chunk over without ever waiting; gives it back when there is no room (or the program is ending).
-    fn try_send(&self, partition: u32, chunk: Chunk<C>) -> Result<(), Chunk<C>>;
+/// What takes chunks: the batchers, or a test.
+pub trait Sink<C>: Send + Sync + 'static {
+    /// Takes a chunk for a partition, or gives it back when there is no room just now. Never blocks.
+    fn put(&self, partition: u32, chunk: Chunk<C>) -> Result<(), Chunk<C>>;
+}
+
+impl<C, F> Sink<C> for F
+where
+    F: Fn(u32, Chunk<C>) -> Result<(), Chunk<C>> + Send + Sync + 'static,
+{
+    fn put(&self, partition: u32, chunk: Chunk<C>) -> Result<(), Chunk<C>> {
+        self(partition, chunk)
+    }
 }
 
 /// One request's wait for all of its records.

@@ -13,10 +13,17 @@
 #[cfg(test)]
 mod dice;
 
+
+
+#[cfg(test)]
+mod dice;
+
 pub mod config;
 pub mod exchange;
 pub mod flow;
 pub mod kinds;
+pub mod query_string;
+pub mod accept;
 pub mod batch;
 pub mod log;
 pub mod writer;

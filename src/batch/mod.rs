@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender, TrySendError};
 
-use crate::flow::{AckPart, Chunk, ChunkSink};
+use crate::flow::{AckPart, Chunk, Sink};
 use crate::kinds::Columns;
 
 /// Chunks that may wait for one batcher. A request has at most one chunk for each partition, and the door bounds the
@@ -60,12 +60,8 @@ where
     Ok(Inlet(senders.collect::<std::io::Result<_>>()?))
 }
 
-impl<C: Columns> ChunkSink<C> for Inlet<C> {
-    fn partitions(&self) -> u32 {
-        self.0.len() as u32
-    }
-
-    fn try_send(&self, partition: u32, chunk: Chunk<C>) -> Result<(), Chunk<C>> {
+impl<C: Columns> Sink<C> for Inlet<C> {
+    fn put(&self, partition: u32, chunk: Chunk<C>) -> Result<(), Chunk<C>> {
         self.0[partition as usize].try_send(chunk).map_err(|error| match error {
             TrySendError::Full(chunk) | TrySendError::Disconnected(chunk) => chunk,
         })
@@ -187,7 +183,7 @@ mod tests {
         .unwrap();
         let ack = Ack::new();
         for ids in chunks {
-            assert!(inlet.try_send(0, Chunk { columns: columns(ids.clone()), ack: ack.part() }).is_ok());
+            assert!(inlet.put(0, Chunk { columns: columns(ids.clone()), ack: ack.part() }).is_ok());
         }
         let acknowledged = ack.wait(Duration::from_secs(20));
         drop(inlet);

@@ -1,16 +1,15 @@
 //! The accepting side of one kind: from parsed chunks to acknowledged records.
 //!
-//! Requests can be answered before Kafka was ever reached (with a 503): the partitions are learnt in the background, and
-//! only then is there an inlet.
+//! Requests can be answered before Kafka was ever reached (with a 503): the partitions are learnt in the background.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::storing::{Unknown, recognise};
 use super::{Program, RunError};
+use crate::accept::{AcceptObserver, AcceptOptions, Acceptor, LogRejects};
 use crate::batch::{self, Batch, Inlet, Options};
-use crate::exchange::Fault;
-use crate::flow::{Chunk, ChunkSink};
+use crate::exchange::{Answer, Endpoint, Fault, Head};
 use crate::kinds::{Columns, Kind};
 use crate::log::produce::{DeliveryObserver, Producer, Record};
 use crate::log::record;
@@ -25,54 +24,42 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// The pause that a client is asked to make.
 const RETRY_AFTER_S: u16 = 1;
 
-/// The way from requests into the log of one kind.
-pub struct Intake<C> {
-    inlet: OnceLock<Inlet<C>>,
+/// The accepting endpoint of one kind, which answers 503 until the log is known.
+pub struct Intake<K: Kind> {
+    acceptor: OnceLock<Acceptor<K>>,
     producer: Arc<Producer>,
 }
 
-impl<C: Columns> Intake<C> {
-    /// Whether a request can be taken now: refuses it before its body is read.
-    pub fn admit(&self) -> Result<(), Fault> {
-        let message = if self.inlet.get().is_none() {
-            "Kafka has not been reached yet: nothing can be accepted"
-        } else if self.producer.is_stalled() {
-            "Kafka does not acknowledge at the moment: nothing can be accepted"
-        } else {
-            return Ok(());
-        };
-        Err(Fault::Unavailable { message: message.into(), retry_after_s: RETRY_AFTER_S })
-    }
-
-    /// Whether Kafka acknowledges what it is sent.
-    pub fn is_stalled(&self) -> bool {
-        self.producer.is_stalled()
-    }
-
+impl<K: Kind> Intake<K> {
     /// Waits until everything handed to Kafka is settled.
     pub fn flush(&self, timeout: Duration) -> bool {
         self.producer.flush(timeout)
     }
-}
 
-impl<C: Columns> ChunkSink<C> for Intake<C> {
-    fn partitions(&self) -> u32 {
-        self.inlet.get().map_or(0, Inlet::partitions)
-    }
-
-    fn try_send(&self, partition: u32, chunk: Chunk<C>) -> Result<(), Chunk<C>> {
-        match self.inlet.get() {
-            Some(inlet) => inlet.try_send(partition, chunk),
-            None => Err(chunk),
-        }
+    fn acceptor(&self) -> Result<&Acceptor<K>, Fault> {
+        self.acceptor.get().ok_or_else(|| unavailable("Kafka has not been reached yet: nothing can be accepted"))
     }
 }
 
-/// The intake of a kind; its inlet opens in the background, once the log is known.
-pub fn open_intake<K: Kind>(program: &Arc<Program>, topic: &str) -> Result<Arc<Intake<K::Columns>>, RunError> {
+impl<K: Kind> Endpoint for Intake<K> {
+    fn admit(&self, head: &Head<'_>) -> Result<(), Fault> {
+        self.acceptor()?.admit(head)
+    }
+
+    fn answer(&self, head: &Head<'_>, body: &mut Vec<u8>) -> Answer {
+        self.acceptor().map_or_else(|fault| fault.answer(), |acceptor| acceptor.answer(head, body))
+    }
+}
+
+fn unavailable(message: &'static str) -> Fault {
+    Fault::Unavailable { message: message.into(), retry_after_s: RETRY_AFTER_S }
+}
+
+/// The intake of a kind; it opens in the background, once the log is known.
+pub fn open_intake<K: Kind + Default>(program: &Arc<Program>, topic: &str) -> Result<Arc<Intake<K>>, RunError> {
     let metrics = program.metrics.kind(K::NAME);
     let producer = Arc::new(Producer::new(&program.log_options, Box::new(Deliveries(metrics)))?);
-    let intake = Arc::new(Intake { inlet: OnceLock::new(), producer });
+    let intake = Arc::new(Intake { acceptor: OnceLock::new(), producer });
     let condition = program.health.condition(format!("{} intake", K::NAME), &[Duty::Accept], "Kafka was not reached yet");
     let (program, topic, opening) = (program.clone(), topic.to_owned(), intake.clone());
     std::thread::Builder::new().name(format!("open-{}", K::NAME)).spawn(move || {
@@ -83,11 +70,11 @@ pub fn open_intake<K: Kind>(program: &Arc<Program>, topic: &str) -> Result<Arc<I
     Ok(intake)
 }
 
-/// Opens the inlet, then keeps the condition true to whether Kafka acknowledges.
-fn open_when_known<K: Kind>(
+/// Opens the intake, then keeps the condition true to whether Kafka acknowledges.
+fn open_when_known<K: Kind + Default>(
     program: &Program,
     topic: &str,
-    intake: &Intake<K::Columns>,
+    intake: &Intake<K>,
     condition: &Condition,
 ) -> Result<(), RunError> {
     let inspector = Inspector::new(&program.log_options)?;
@@ -96,7 +83,7 @@ fn open_when_known<K: Kind>(
             Ok(partitions) => {
                 let inlet = start_batchers::<K>(program, topic, partitions, intake.producer.clone())?;
                 // Opened here only.
-                let _ = intake.inlet.set(inlet);
+                let _ = intake.acceptor.set(acceptor::<K>(program, partitions, inlet, intake.producer.clone()));
                 condition.ok();
                 tracing::info!(topic, partitions, "accepting");
                 break;
@@ -109,13 +96,35 @@ fn open_when_known<K: Kind>(
         }
     }
     while !program.shutdown.wait(ASK_AGAIN) {
-        if intake.is_stalled() {
+        if intake.producer.is_stalled() {
             condition.missing("Kafka does not acknowledge what it is sent");
         } else {
             condition.ok();
         }
     }
     Ok(())
+}
+
+/// The accepting stage of a kind.
+fn acceptor<K: Kind + Default>(
+    program: &Program,
+    partitions: u32,
+    inlet: Inlet<K::Columns>,
+    producer: Arc<Producer>,
+) -> Acceptor<K> {
+    let http = &program.config.http;
+    let options = AcceptOptions {
+        partitions,
+        event_bytes_max: http.event_bytes_max as usize,
+        ack_timeout: Duration::from_millis(http.ack_ms_max),
+        retry_after_s: RETRY_AFTER_S,
+    };
+    let overload = move || match producer.is_stalled() {
+        true => Err(unavailable("Kafka does not acknowledge at the moment: nothing can be accepted")),
+        false => Ok(()),
+    };
+    let (rejects, observer) = (LogRejects::default(), Accepted(program.metrics.kind(K::NAME)));
+    Acceptor::new(K::default(), options, Box::new(overload), Arc::new(inlet), Arc::new(rejects), Arc::new(observer))
 }
 
 /// How many partitions the log has. The count is part of the data, so it is compared with what is recorded; only while
@@ -169,5 +178,18 @@ impl DeliveryObserver for Deliveries {
         if !acknowledged {
             self.0.produce_failures.inc();
         }
+    }
+}
+
+/// Turns what was accepted into metrics.
+struct Accepted(KindMetrics);
+
+impl AcceptObserver for Accepted {
+    fn accepted(&self, events: u64) {
+        self.0.accepted.inc_by(events);
+    }
+
+    fn rejected(&self, code: &'static str, events: u64) {
+        self.0.rejected(code, events);
     }
 }

@@ -176,7 +176,7 @@ fn connect<K: Kind + Default, R: Report>(
     let topic = program.config.kafka.topic(K::NAME);
     if roles.accept {
         let intake = accepting::open_intake::<K>(program, &topic)?;
-        let events = accepting::endpoint::<K>(program, intake.clone());
+        let events: Arc<dyn Endpoint> = intake.clone();
         wiring.flushes.push(Box::new(move |timeout| intake.flush(timeout)));
         let report: Arc<dyn Endpoint> = Arc::new(ReportEndpoint::<R>::new(
             program.store.clone(),

@@ -1,0 +1,194 @@
+//! From a request's body to chunks of events: split, parse, group by partition, hand over, wait, answer.
+//!
+//! In goes a request whose body the door has read, out comes its answer; on the way every accepted event passes to the
+//! [`Sink`] and every other one to the [`RejectSink`]. An answer other than 202 to 422 means that the request may be
+//! sent again; 202 leaves only when the log has acknowledged every record that carries an event of the request.
+//! Nothing is handed over before the whole body was read through, and no memory outlives the request.
+
+mod media;
+mod parser;
+mod rejects;
+mod scan;
+mod tally;
+mod values;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use simd_json::tape;
+
+use crate::exchange::{Answer, Endpoint, Fault, Head};
+use crate::flow::{Ack, Chunk, Sink};
+use crate::kinds::{Columns, Kind, Rejection, partition_of};
+use crate::query_string;
+use parser::Parsers;
+use scan::Pace;
+use tally::Tally;
+use values::{Visit, each_value};
+
+pub use rejects::{LogRejects, RejectSink, Rejected};
+pub use values::{BAD_JSON, TOO_LONG};
+
+/// Is told what became of the events; the metrics, in a running program. Both are called once for each request.
+pub trait AcceptObserver: Send + Sync + 'static {
+    /// So many events were acknowledged by the log.
+    fn accepted(&self, _events: u64) {}
+    /// So many events were rejected with this code, in a request that was answered.
+    fn rejected(&self, _code: &'static str, _events: u64) {}
+    /// A request could not be taken: no room, or the log did not acknowledge it.
+    fn unavailable(&self) {}
+}
+
+/// Observes nothing.
+impl AcceptObserver for () {}
+
+/// Bounds and times of accepting.
+#[derive(Debug, Clone)]
+pub struct AcceptOptions {
+    /// How many partitions the log has.
+    pub partitions: u32,
+    /// Bytes of the longest event, in whatever form it comes.
+    pub event_bytes_max: usize,
+    /// How long a request waits for the log.
+    pub ack_timeout: Duration,
+    /// What a 503 tells the client to wait, in seconds.
+    pub retry_after_s: u16,
+}
+
+impl AcceptOptions {
+    /// The usual ones: events of 1 MiB, 10 s for the log.
+    pub fn new(partitions: u32) -> AcceptOptions {
+        AcceptOptions { partitions, event_bytes_max: 1 << 20, ack_timeout: Duration::from_secs(10), retry_after_s: 1 }
+    }
+}
+
+/// Whether there is room for another request, asked before its body is read.
+pub type Overload = Box<dyn Fn() -> Result<(), Fault> + Send + Sync>;
+
+/// The accepting endpoint of one kind.
+pub struct Acceptor<K: Kind> {
+    kind: K,
+    options: AcceptOptions,
+    overload: Overload,
+    sink: Arc<dyn Sink<K::Columns>>,
+    rejects: Arc<dyn RejectSink>,
+    observer: Arc<dyn AcceptObserver>,
+    parsers: Parsers,
+}
+
+impl<K: Kind> Acceptor<K> {
+    /// An endpoint that hands accepted events to `sink` and others to `rejects`.
+    ///
+    /// # Panics
+    ///
+    /// When `options` name no partition.
+    pub fn new(
+        kind: K,
+        options: AcceptOptions,
+        overload: Overload,
+        sink: Arc<dyn Sink<K::Columns>>,
+        rejects: Arc<dyn RejectSink>,
+        observer: Arc<dyn AcceptObserver>,
+    ) -> Acceptor<K> {
+        assert!(options.partitions > 0, "a log has at least one partition");
+        Acceptor { kind, options, overload, sink, rejects, observer, parsers: Parsers::default() }
+    }
+
+    /// Takes a body apart.
+    fn take_in(&self, peer: SocketAddr, body: &[u8]) -> Intake<'_, K> {
+        let mut intake = Intake::new(self, peer);
+        let mut parser = self.parsers.take();
+        let mut pace = Pace::new(may::coroutine::yield_now);
+        each_value(body, self.options.event_bytes_max, &mut parser, &mut pace, &mut intake);
+        self.parsers.give(parser);
+        intake
+    }
+
+    /// Hands the events over and waits until the log has acknowledged all of them.
+    fn store(&self, partitions: Vec<K::Columns>) -> Result<(), Fault> {
+        let unavailable = |message: &'static str| {
+            self.observer.unavailable();
+            Fault::Unavailable { message: message.into(), retry_after_s: self.options.retry_after_s }
+        };
+        let ack = Ack::new();
+        for (partition, columns) in (0..).zip(partitions) {
+            if columns.is_empty() {
+                continue;
+            }
+            // A chunk that comes back is dropped; those already handed over are stored, and found to be duplicates when
+            // the request is sent again.
+            if self.sink.put(partition, Chunk { columns, ack: ack.part() }).is_err() {
+                return Err(unavailable("too many events are waiting for the log: send the request again"));
+            }
+        }
+        if ack.wait(self.options.ack_timeout) {
+            Ok(())
+        } else {
+            Err(unavailable("the log did not acknowledge the events: send the request again"))
+        }
+    }
+}
+
+impl<K: Kind> Endpoint for Acceptor<K> {
+    fn admit(&self, head: &Head<'_>) -> Result<(), Fault> {
+        media::check(head.content_type)?;
+        query_string::none(head.query).map_err(Fault::BadParameter)?;
+        (self.overload)()
+    }
+
+    fn answer(&self, head: &Head<'_>, body: &mut Vec<u8>) -> Answer {
+        let Intake { tally, partitions, .. } = self.take_in(head.peer, body);
+        if tally.accepted() > 0
+            && let Err(fault) = self.store(partitions)
+        {
+            return fault.answer();
+        }
+        self.observer.accepted(tally.accepted());
+        for (code, events) in tally.by_code() {
+            self.observer.rejected(code, *events);
+        }
+        tally.answer()
+    }
+}
+
+/// The events of one request, as they are found.
+struct Intake<'a, K: Kind> {
+    acceptor: &'a Acceptor<K>,
+    peer: SocketAddr,
+    /// One for each partition, in order.
+    partitions: Vec<K::Columns>,
+    tally: Tally,
+}
+
+impl<'a, K: Kind> Intake<'a, K> {
+    fn new(acceptor: &'a Acceptor<K>, peer: SocketAddr) -> Self {
+        let partitions =
+            std::iter::repeat_with(K::Columns::default).take(acceptor.options.partitions as usize).collect();
+        Intake { acceptor, peer, partitions, tally: Tally::default() }
+    }
+}
+
+impl<K: Kind> Visit for Intake<'_, K> {
+    #[inline]
+    fn value(&mut self, line: u64, raw: &[u8], value: tape::Value<'_, '_>) {
+        match self.acceptor.kind.parse(value) {
+            Ok(event) => {
+                let partition = partition_of(K::partition_key(&event), self.acceptor.options.partitions);
+                K::push(&mut self.partitions[partition as usize], &event);
+                self.tally.accept();
+            }
+            Err(rejection) => self.refused(line, raw, rejection),
+        }
+    }
+
+    #[cold]
+    fn refused(&mut self, line: u64, raw: &[u8], rejection: Rejection) {
+        let rejected = Rejected { kind: K::NAME, peer: self.peer, line, raw, reason: &rejection };
+        self.acceptor.rejects.reject(&rejected);
+        self.tally.reject(line, rejection);
+    }
+}
+
+#[cfg(test)]
+mod tests;
