@@ -23,7 +23,7 @@ class Millrace:
 
     def __init__(self, home, *, host, port):
         # What listens on every address is reached on loopback.
-        self.host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+        self.host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         self.port = port
         self.log = home / "log" / "millrace.log"
         self.process = Process("millrace", home / "run")

@@ -34,7 +34,7 @@ CLICKHOUSE_MIN = (25, 3)
 # What the build needs beside Rust: librdkafka is C, and is built with cmake.
 BUILD_PACKAGES = ["cmake", "g++", "libssl-dev", "make", "pkg-config", "zlib1g-dev"]
 # Tools that may also come from elsewhere, so that only their absence asks for the package.
-TOOL_PACKAGES = {"java": "openjdk-17-jre-headless", "mvn": "maven", "npm": "npm"}
+TOOL_PACKAGES = {"curl": "curl", "java": "openjdk-17-jre-headless", "mvn": "maven", "npm": "npm"}
 
 
 def install_packages(packages, tools, log):
