@@ -1,1 +1,25 @@
-//! millrace
+//! millrace takes events over HTTP, keeps them in a Kafka log and stores each of them exactly once in ClickHouse.
+//!
+//! ```text
+//!           accept                                        log                       writer                report
+//! client ─▶ door ─▶ accept ─▶ batch ─▶ log::produce ═▶ topic ═▶ log::consume ─▶ writer ─▶ store ═▶ ClickHouse ─▶ report ─▶ door
+//! ```
+//!
+//! Modules stand in the order of the flow. The accepting side (`door`, `accept`, `batch`) and the storing side
+//! (`writer`, `store`) never import each other: the Kafka log is their only meeting point. Plain data that crosses from
+//! one stage to the next lives in `exchange` (HTTP) and `flow` (events). `run` wires all stages and is the only place
+//! that names all of them.
+
+
+#[cfg(test)]
+mod dice;
+
+pub mod config;
+pub mod exchange;
+pub mod flow;
+pub mod kinds;
+pub mod batch;
+pub mod log;
+pub mod writer;
+pub mod store;
+pub mod report;

@@ -1,0 +1,178 @@
+//! Groups the events of many requests into records, one batcher thread for each partition.
+//!
+//! In: [`Chunk`]s over a bounded channel for each partition, never waiting (a full channel is overload, and the request
+//! is refused). Out: [`Batch`]es, closed by size or by age, in the order in which the chunks came. A chunk larger than a
+//! record is cut. Nothing is kept once the channels' senders are gone.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender, TrySendError};
+
+use crate::flow::{AckPart, Chunk, ChunkSink};
+use crate::kinds::Columns;
+
+/// Chunks that may wait for one batcher. A request has at most one chunk for each partition, and the door bounds the
+/// bodies that are in flight, so this bounds only their number.
+const CHUNKS_MAX: usize = 16 * 1024;
+
+/// When a batch is closed.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Events in one batch, at most.
+    pub events_max: usize,
+    /// Bytes in one batch, at most (a single event may have more).
+    pub bytes_max: usize,
+    /// How long the first event of a batch waits for company.
+    pub linger: Duration,
+}
+
+/// Events of one partition that go into one record.
+pub struct Batch<C> {
+    /// Which partition.
+    pub partition: u32,
+    /// The events.
+    pub columns: C,
+    /// Who waits for them.
+    pub acks: Vec<AckPart>,
+}
+
+/// The batchers of one kind.
+pub struct Batchers<C> {
+    senders: Vec<Sender<Chunk<C>>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// The way into the batchers, for requests.
+pub struct Inlet<C>(Vec<Sender<Chunk<C>>>);
+
+impl<C: Columns> Batchers<C> {
+    /// Starts a batcher for each of `partitions`; `produce` is called in its thread and may block.
+    pub fn start<P>(name: &str, partitions: u32, options: Options, produce: P) -> std::io::Result<Batchers<C>>
+    where
+        P: Fn(Batch<C>) + Send + Sync + 'static,
+    {
+        let produce = Arc::new(produce);
+        let mut batchers = Batchers { senders: Vec::new(), threads: Vec::new() };
+        for partition in 0..partitions {
+            let (sender, receiver) = channel::bounded(CHUNKS_MAX);
+            let produce = produce.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("batch-{name}-{partition}"))
+                .spawn(move || Batcher { partition, options, receiver }.run(&*produce))?;
+            batchers.senders.push(sender);
+            batchers.threads.push(thread);
+        }
+        Ok(batchers)
+    }
+
+    /// A way in. The batchers end when every inlet and the batchers' own senders are gone.
+    pub fn inlet(&self) -> Inlet<C> {
+        Inlet(self.senders.clone())
+    }
+
+    /// Produces what is left and ends the threads; every [`Inlet`] must have been dropped.
+    pub fn finish(self) {
+        drop(self.senders);
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a batcher ended in a panic");
+            }
+        }
+    }
+}
+
+impl<C: Columns> ChunkSink<C> for Inlet<C> {
+    fn partitions(&self) -> u32 {
+        self.0.len() as u32
+    }
+
+    fn try_send(&self, partition: u32, chunk: Chunk<C>) -> Result<(), Chunk<C>> {
+        self.0[partition as usize].try_send(chunk).map_err(|error| match error {
+            TrySendError::Full(chunk) | TrySendError::Disconnected(chunk) => chunk,
+        })
+    }
+}
+
+struct Batcher<C> {
+    partition: u32,
+    options: Options,
+    receiver: Receiver<Chunk<C>>,
+}
+
+impl<C: Columns> Batcher<C> {
+    fn run(self, produce: &impl Fn(Batch<C>)) {
+        while let Ok(chunk) = self.receiver.recv() {
+            let mut open = Open::default();
+            self.take(chunk, &mut open, produce);
+            self.fill(&mut open, produce);
+            self.close(&mut open, produce);
+        }
+    }
+
+    /// Takes chunks until the batch that is open is old or full, or no more can come.
+    fn fill(&self, open: &mut Open<C>, produce: &impl Fn(Batch<C>)) {
+        let deadline = Instant::now() + self.options.linger;
+        while !open.columns.is_empty() {
+            match self.receiver.recv_deadline(deadline) {
+                Ok(chunk) => self.take(chunk, open, produce),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Adds a chunk, cutting it where a batch is full. The chunk's part is settled by the last batch that carries some of
+    /// it: a partition's records are acknowledged in order, and each cut adds a part of its own for what comes before.
+    fn take(&self, chunk: Chunk<C>, open: &mut Open<C>, produce: &impl Fn(Batch<C>)) {
+        let Chunk { columns, ack } = chunk;
+        if ack.is_abandoned() {
+            return;
+        }
+        let mut rest = 0..columns.len();
+        while !rest.is_empty() {
+            let rows = self.rows_that_fit(&columns, &rest, &open.columns);
+            open.columns.append(&columns, rows.clone());
+            rest.start = rows.end;
+            let full = open.columns.len() >= self.options.events_max || open.columns.bytes() >= self.options.bytes_max;
+            if rest.is_empty() {
+                break;
+            }
+            open.acks.push(ack.split());
+            debug_assert!(full, "a chunk is cut only where a batch is full");
+            self.close(open, produce);
+        }
+        open.acks.push(ack);
+        if open.columns.len() >= self.options.events_max || open.columns.bytes() >= self.options.bytes_max {
+            self.close(open, produce);
+        }
+    }
+
+    /// The first rows of `rest` that still go into the open batch: at least one.
+    fn rows_that_fit(&self, columns: &C, rest: &Range<usize>, open: &C) -> Range<usize> {
+        let by_events = self.options.events_max.saturating_sub(open.len());
+        let bytes_per_row = (columns.bytes() / columns.len().max(1)).max(1);
+        let by_bytes = self.options.bytes_max.saturating_sub(open.bytes()).div_ceil(bytes_per_row);
+        let rows = by_events.min(by_bytes).max(1).min(rest.len());
+        rest.start..rest.start + rows
+    }
+
+    fn close(&self, open: &mut Open<C>, produce: &impl Fn(Batch<C>)) {
+        let Open { columns, acks } = std::mem::take(open);
+        if !columns.is_empty() {
+            produce(Batch { partition: self.partition, columns, acks });
+        }
+    }
+}
+
+struct Open<C> {
+    columns: C,
+    acks: Vec<AckPart>,
+}
+
+impl<C: Default> Default for Open<C> {
+    fn default() -> Open<C> {
+        Open { columns: C::default(), acks: Vec::new() }
+    }
+}

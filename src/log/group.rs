@@ -1,0 +1,261 @@
+//! Membership of the writers' group: which partitions this process may store, and the commits that prove it.
+//!
+//! The group's consumer fetches nothing: it holds the membership and commits offsets with metadata. Each assignment of a
+//! partition opens a [`Tenure`]; losing the partition ends it before Kafka hears that it was given up, and a commit is
+//! made under the tenure's lock. So no commit of an ended tenure can leave this process, and Kafka refuses those of a
+//! process that lost its membership without knowing.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::consumer::base_consumer::BaseConsumer;
+use rdkafka::consumer::{CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaRespErr;
+
+use super::{LogError, Options};
+
+/// How long a question for committed offsets may take.
+const ASK_MAX: Duration = Duration::from_secs(5);
+
+/// The time between being given a partition and losing it.
+pub struct Tenure {
+    /// Which topic.
+    pub topic: String,
+    /// Which partition.
+    pub partition: u32,
+    active: Mutex<bool>,
+}
+
+impl Tenure {
+    /// Whether the partition is still ours, as far as this process knows.
+    pub fn is_active(&self) -> bool {
+        *lock(&self.active)
+    }
+
+    fn end(&self) {
+        *lock(&self.active) = false;
+    }
+}
+
+/// A committed offset with its metadata.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// The next offset to store.
+    pub offset: i64,
+    /// Free text kept beside it.
+    pub metadata: String,
+}
+
+/// Why a commit was not made.
+#[derive(Debug)]
+pub enum CommitError {
+    /// The tenure has ended.
+    Ended,
+    /// Kafka did not confirm it: it may or may not have been made.
+    Unknown(KafkaError),
+}
+
+/// What happened in the group.
+pub enum GroupEvent {
+    /// A partition was given to this process.
+    Assigned(Arc<Tenure>),
+    /// The client cannot go on and must be made anew; all tenures have ended.
+    Failed(KafkaError),
+}
+
+#[derive(Default)]
+struct Tenures {
+    active: HashMap<(String, u32), Arc<Tenure>>,
+    fresh: Vec<Arc<Tenure>>,
+}
+
+impl Tenures {
+    fn open(&mut self, topic: &str, partition: u32) {
+        let tenure = Arc::new(Tenure { topic: topic.to_owned(), partition, active: Mutex::new(true) });
+        if let Some(old) = self.active.insert((topic.to_owned(), partition), tenure.clone()) {
+            old.end();
+        }
+        self.fresh.push(tenure);
+    }
+
+    fn close(&mut self, topic: &str, partition: u32) {
+        if let Some(tenure) = self.active.remove(&(topic.to_owned(), partition)) {
+            tenure.end();
+        }
+    }
+
+    fn close_all(&mut self) {
+        for (_, tenure) in self.active.drain() {
+            tenure.end();
+        }
+    }
+}
+
+struct Context {
+    tenures: Mutex<Tenures>,
+}
+
+impl ClientContext for Context {}
+
+impl ConsumerContext for Context {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+        let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
+        let result = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            self.assigned(consumer, partitions, cooperative)
+        } else {
+            self.revoked(consumer, partitions, cooperative)
+        };
+        if let Err(error) = result {
+            tracing::error!(%error, "the change of partitions could not be carried out");
+        }
+    }
+}
+
+impl Context {
+    fn assigned(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partitions: &mut TopicPartitionList,
+        cooperative: bool,
+    ) -> Result<(), KafkaError> {
+        // Nothing is fetched through this client: it stands at the end, paused.
+        partitions.set_all_offsets(Offset::End)?;
+        if cooperative {
+            consumer.incremental_assign(partitions)?
+        } else {
+            consumer.assign(partitions)?
+        }
+        if partitions.count() > 0 {
+            consumer.pause(partitions)?;
+        }
+        let mut tenures = lock(&self.tenures);
+        for element in partitions.elements() {
+            tracing::info!(topic = element.topic(), partition = element.partition(), "partition assigned");
+            tenures.open(element.topic(), element.partition() as u32);
+        }
+        Ok(())
+    }
+
+    fn revoked(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partitions: &TopicPartitionList,
+        cooperative: bool,
+    ) -> Result<(), KafkaError> {
+        {
+            let mut tenures = lock(&self.tenures);
+            for element in partitions.elements() {
+                tracing::info!(topic = element.topic(), partition = element.partition(), "partition given up");
+                tenures.close(element.topic(), element.partition() as u32);
+            }
+        }
+        if cooperative { consumer.incremental_unassign(partitions) } else { consumer.unassign() }
+    }
+}
+
+/// This process as a member of the writers' group.
+pub struct Group {
+    consumer: BaseConsumer<Context>,
+}
+
+impl Group {
+    /// Joins in the background: partitions come through [`Group::poll`].
+    pub fn join(options: &Options, topics: &[&str]) -> Result<Group, LogError> {
+        let failed = |what| {
+            move |error: KafkaError| LogError { brokers: options.brokers.clone(), what, cause: error.to_string() }
+        };
+        let mut config = options.client_config();
+        config
+            .set("group.id", &options.group)
+            .set("group.protocol", &options.group_protocol)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "latest");
+        if options.group_protocol == "classic" {
+            config
+                .set("partition.assignment.strategy", "cooperative-sticky")
+                .set("session.timeout.ms", options.session_ms.to_string())
+                .set("heartbeat.interval.ms", (options.session_ms / 4).max(1).to_string());
+        }
+        let context = Context { tenures: Mutex::new(Tenures::default()) };
+        let consumer: BaseConsumer<Context> =
+            config.create_with_context(context).map_err(failed("setting up the group's client"))?;
+        consumer.subscribe(topics).map_err(failed("subscribing to the topics"))?;
+        Ok(Group { consumer })
+    }
+
+    /// Serves the membership; to be called at least every few seconds.
+    pub fn poll(&self, timeout: Duration) -> Vec<GroupEvent> {
+        let failure = match self.consumer.poll(timeout) {
+            Some(Err(error)) => self.fatal(error),
+            // A record that slipped in before the pause: the partition's own reader has it too.
+            Some(Ok(_)) | None => None,
+        };
+        let mut events: Vec<GroupEvent> = {
+            let mut tenures = lock(&self.consumer.context().tenures);
+            if failure.is_some() {
+                tenures.close_all();
+            }
+            tenures.fresh.drain(..).filter(|tenure| tenure.is_active()).map(GroupEvent::Assigned).collect()
+        };
+        events.extend(failure.map(GroupEvent::Failed));
+        events
+    }
+
+    fn fatal(&self, error: KafkaError) -> Option<KafkaError> {
+        let ended = matches!(
+            error.rdkafka_error_code(),
+            Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::PollExceeded | RDKafkaErrorCode::FencedInstanceId)
+        ) || self.consumer.client().fatal_error().is_some();
+        if !ended {
+            tracing::warn!(%error, "the group's client reports a problem and goes on");
+        }
+        ended.then_some(error)
+    }
+
+    /// Commits an offset for a partition under its tenure.
+    pub fn commit(&self, tenure: &Tenure, commit: &Commit) -> Result<(), CommitError> {
+        let active = lock(&tenure.active);
+        if !*active {
+            return Err(CommitError::Ended);
+        }
+        let mut offsets = TopicPartitionList::new();
+        offsets
+            .add_partition_offset(&tenure.topic, tenure.partition as i32, Offset::Offset(commit.offset))
+            .map_err(CommitError::Unknown)?;
+        if let Some(mut element) = offsets.find_partition(&tenure.topic, tenure.partition as i32) {
+            element.set_metadata(&commit.metadata);
+        }
+        self.consumer.commit(&offsets, CommitMode::Sync).map_err(CommitError::Unknown)?;
+        // While a group is empty Kafka takes commits of any process, so that its yes alone proves nothing.
+        if self.consumer.assignment_lost() { Err(CommitError::Ended) } else { Ok(()) }
+    }
+
+    /// What is committed for a partition.
+    pub fn committed(&self, tenure: &Tenure) -> Result<Option<Commit>, KafkaError> {
+        let mut asked = TopicPartitionList::new();
+        asked.add_partition(&tenure.topic, tenure.partition as i32);
+        let answer = self.consumer.committed_offsets(asked, ASK_MAX)?;
+        let Some(element) = answer.find_partition(&tenure.topic, tenure.partition as i32) else { return Ok(None) };
+        element.error()?;
+        Ok(match element.offset() {
+            Offset::Offset(offset) => Some(Commit { offset, metadata: element.metadata().to_owned() }),
+            _ => None,
+        })
+    }
+
+    /// Ends all tenures and leaves the group, so that others take over at once.
+    pub fn leave(&self) {
+        lock(&self.consumer.context().tenures).close_all();
+        self.consumer.unsubscribe();
+    }
+}
+
+/// A poisoned lock only means that another thread panicked while it held it; what is behind it is a plain value.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,189 @@
+//! Writes records to the log and settles the requests whose events they carry.
+//!
+//! In: [`Record`]s, from the batchers' threads. Out: acknowledgements, from the producer's own thread. The producer is
+//! idempotent with `acks=all`; what it holds is bounded, and a record that Kafka does not take in time fails.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+
+use super::{LogError, Options};
+use crate::flow::AckPart;
+
+/// Bytes that may wait for Kafka in the producer: about 1.5 million captcha events, or a second of full load.
+const QUEUE_KIB_MAX: u32 = 64 * 1024;
+/// Kafka counts as stalled when nothing was acknowledged for this long although something waits.
+const STALL_MAX: Duration = Duration::from_millis(2500);
+/// Pause before a full queue is tried again.
+const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(2);
+
+/// One record to be written.
+pub struct Record<'a> {
+    /// Where to.
+    pub topic: &'a str,
+    /// Which partition.
+    pub partition: u32,
+    /// Names the kind and the schema.
+    pub headers: OwnedHeaders,
+    /// The Arrow IPC stream.
+    pub value: &'a [u8],
+    /// How many events it holds.
+    pub events: usize,
+    /// Who waits for it.
+    pub acks: Vec<AckPart>,
+}
+
+/// Told about every record once it is settled.
+pub trait DeliveryObserver: Send + Sync + 'static {
+    /// `events` in one record, acknowledged or not, `elapsed` after it was handed to the producer.
+    fn delivered(&self, acknowledged: bool, events: usize, elapsed: Duration);
+}
+
+struct InFlight {
+    acks: Vec<AckPart>,
+    events: usize,
+    since: Instant,
+}
+
+struct Deliveries {
+    observer: Box<dyn DeliveryObserver>,
+    started: Instant,
+    in_flight: AtomicI64,
+    /// Milliseconds after `started` at which a record was last acknowledged, or the first one was handed over.
+    progress_ms: AtomicU64,
+}
+
+impl Deliveries {
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn begin(&self) {
+        if self.in_flight.fetch_add(1, Ordering::AcqRel) == 0 {
+            self.progress_ms.store(self.now_ms(), Ordering::Release);
+        }
+    }
+
+    fn end(&self, in_flight: InFlight, failure: Option<&KafkaError>) {
+        self.in_flight.fetch_sub(1, Ordering::AcqRel);
+        match failure {
+            None => self.progress_ms.store(self.now_ms(), Ordering::Release),
+            Some(error) => {
+                tracing::warn!(%error, events = in_flight.events, "a record was not acknowledged, its requests get a 503");
+            }
+        }
+        self.observer.delivered(failure.is_none(), in_flight.events, in_flight.since.elapsed());
+        for ack in in_flight.acks {
+            ack.settle(failure.is_none());
+        }
+    }
+}
+
+struct Context(Arc<Deliveries>);
+
+impl ClientContext for Context {}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = Box<InFlight>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, in_flight: Box<InFlight>) {
+        self.0.end(*in_flight, result.as_ref().err().map(|(error, _)| error));
+    }
+}
+
+/// The producer of a process.
+pub struct Producer {
+    options: Options,
+    deliveries: Arc<Deliveries>,
+    /// Replaced when a client ends in a fatal error.
+    client: Mutex<Arc<ThreadedProducer<Context>>>,
+}
+
+impl Producer {
+    /// Connects lazily: a Kafka that is away shows when records are not acknowledged.
+    pub fn new(options: &Options, observer: Box<dyn DeliveryObserver>) -> Result<Producer, LogError> {
+        let deliveries = Arc::new(Deliveries {
+            observer,
+            started: Instant::now(),
+            in_flight: AtomicI64::new(0),
+            progress_ms: AtomicU64::new(0),
+        });
+        let client = connect(options, &deliveries)?;
+        Ok(Producer { options: options.clone(), deliveries, client: Mutex::new(Arc::new(client)) })
+    }
+
+    /// Hands a record over. Blocks while the producer is full, until `deadline`; a record that is not taken by then (or
+    /// that Kafka refuses) fails, and its requests with it.
+    pub fn produce(&self, record: Record<'_>, deadline: Instant) {
+        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let in_flight = InFlight { acks: record.acks, events: record.events, since: Instant::now() };
+        self.deliveries.begin();
+        let mut message = BaseRecord::<(), [u8], Box<InFlight>>::with_opaque_to(record.topic, Box::new(in_flight))
+            .partition(record.partition as i32)
+            .headers(record.headers)
+            .payload(record.value);
+        loop {
+            let Err((error, back)) = client.send(message) else { return };
+            let full = error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
+            if full && Instant::now() < deadline {
+                std::thread::sleep(QUEUE_FULL_PAUSE);
+                message = back;
+                continue;
+            }
+            self.deliveries.end(*back.delivery_opaque, Some(&error));
+            if client.client().fatal_error().is_some() {
+                self.replace(&client);
+            }
+            return;
+        }
+    }
+
+    /// Whether something waits for Kafka and nothing has been acknowledged for a while.
+    pub fn is_stalled(&self) -> bool {
+        let waiting = self.deliveries.in_flight.load(Ordering::Acquire) > 0;
+        let since_ms = self.deliveries.now_ms().saturating_sub(self.deliveries.progress_ms.load(Ordering::Acquire));
+        waiting && since_ms > STALL_MAX.as_millis() as u64
+    }
+
+    /// Waits until everything handed over is settled; `false` when `timeout` passed first.
+    pub fn flush(&self, timeout: Duration) -> bool {
+        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        client.flush(timeout).is_ok()
+    }
+
+    fn replace(&self, failed: &Arc<ThreadedProducer<Context>>) {
+        let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&client, failed) {
+            return;
+        }
+        tracing::error!(error = ?failed.client().fatal_error(), "the producer ended in a fatal error and is made anew");
+        match connect(&self.options, &self.deliveries) {
+            Ok(fresh) => *client = Arc::new(fresh),
+            Err(error) => tracing::error!(%error, "the producer could not be made anew"),
+        }
+    }
+}
+
+fn connect(options: &Options, deliveries: &Arc<Deliveries>) -> Result<ThreadedProducer<Context>, LogError> {
+    let mut config = options.client_config();
+    config
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        .set("compression.codec", &options.compression)
+        .set("message.timeout.ms", options.delivery_ms_max.to_string())
+        .set("request.timeout.ms", options.delivery_ms_max.min(5000).to_string())
+        // The batchers have grouped already: nothing is gained by waiting again.
+        .set("queue.buffering.max.ms", "0")
+        .set("queue.buffering.max.kbytes", QUEUE_KIB_MAX.to_string())
+        .set("queue.buffering.max.messages", "100000");
+    config.create_with_context(Context(deliveries.clone())).map_err(|error| LogError {
+        brokers: options.brokers.clone(),
+        what: "setting up the producer",
+        cause: error.to_string(),
+    })
+}

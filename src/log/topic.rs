@@ -1,0 +1,142 @@
+//! What is known of a topic as a log: which cluster and which incarnation it is, and how far it reaches.
+
+use std::ffi::{CStr, CString};
+use std::ptr;
+use std::time::Duration;
+
+use rdkafka::bindings as sys;
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
+use super::{LogError, Options};
+
+/// How long one question to Kafka may take.
+const ASK_MAX: Duration = Duration::from_secs(5);
+
+/// What tells one log from another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFacts {
+    /// The cluster's id.
+    pub cluster_id: String,
+    /// The topic's name.
+    pub topic: String,
+    /// The topic's id, which changes when a topic is deleted and created again (`None` before Kafka 2.8).
+    pub topic_id: Option<String>,
+    /// The offsets of each partition: the oldest that is still there, and one past the newest.
+    pub watermarks: Vec<(i64, i64)>,
+}
+
+/// A client that only asks.
+pub struct Inspector {
+    consumer: BaseConsumer,
+    brokers: String,
+}
+
+impl Inspector {
+    /// Connects lazily: errors come with the first question.
+    pub fn new(options: &Options) -> Result<Inspector, LogError> {
+        let mut config = options.client_config();
+        config.set("group.id", &options.group).set("enable.auto.commit", "false");
+        let consumer = config.create().map_err(|error| LogError {
+            brokers: options.brokers.clone(),
+            what: "setting up a client",
+            cause: error.to_string(),
+        })?;
+        Ok(Inspector { consumer, brokers: options.brokers.clone() })
+    }
+
+    /// How many partitions a topic has; `None` when there is no such topic.
+    pub fn partitions(&self, topic: &str) -> Result<Option<u32>, LogError> {
+        let metadata = self
+            .consumer
+            .fetch_metadata(Some(topic), ASK_MAX)
+            .map_err(|error| self.error("asking for the topic", error.to_string()))?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
+        Ok(found.map(|found| found.partitions().len() as u32).filter(|partitions| *partitions > 0))
+    }
+
+    /// Everything that [`LogFacts`] holds.
+    pub fn facts(&self, topic: &str) -> Result<LogFacts, LogError> {
+        let partitions = self.partitions(topic)?.ok_or_else(|| {
+            self.error("asking for the topic", format!("there is no topic {topic}: run `millrace migrate`"))
+        })?;
+        let cluster_id = self
+            .consumer
+            .client()
+            .fetch_cluster_id(ASK_MAX)
+            .ok_or_else(|| self.error("asking for the cluster's id", "no answer in time".to_owned()))?;
+        let watermarks =
+            (0..partitions).map(|partition| self.watermarks(topic, partition)).collect::<Result<Vec<_>, _>>()?;
+        let topic_id =
+            topic_id(self.consumer.client(), topic).map_err(|cause| self.error("asking for the topic's id", cause))?;
+        Ok(LogFacts { cluster_id, topic: topic.to_owned(), topic_id, watermarks })
+    }
+
+    /// The oldest offset of a partition and one past its newest.
+    pub fn watermarks(&self, topic: &str, partition: u32) -> Result<(i64, i64), LogError> {
+        self.consumer
+            .fetch_watermarks(topic, partition as i32, ASK_MAX)
+            .map_err(|error| self.error("asking for a partition's offsets", error.to_string()))
+    }
+
+    fn error(&self, what: &'static str, cause: String) -> LogError {
+        LogError { brokers: self.brokers.clone(), what, cause }
+    }
+}
+
+/// Asks for a topic's id, which the safe API does not offer.
+fn topic_id<C: ClientContext>(client: &Client<C>, topic: &str) -> Result<Option<String>, String> {
+    let name = CString::new(topic).map_err(|_| "a topic's name cannot hold NUL".to_owned())?;
+    let mut names = [name.as_ptr()];
+    let timeout_ms = ASK_MAX.as_millis() as i32;
+    // SAFETY: `client` outlives every call here. Each object made here is destroyed once, after its last use: the
+    // collection and the options after the request was issued (librdkafka copies them), the event (which owns the
+    // result, the descriptions and the id's text) after the text was copied. Null pointers are checked before use.
+    unsafe {
+        let rk = client.native_ptr();
+        let queue = sys::rd_kafka_queue_new(rk);
+        let options = sys::rd_kafka_AdminOptions_new(rk, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS);
+        sys::rd_kafka_AdminOptions_set_request_timeout(options, timeout_ms, ptr::null_mut(), 0);
+        let topics = sys::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len());
+        sys::rd_kafka_DescribeTopics(rk, topics, options, queue);
+        sys::rd_kafka_TopicCollection_destroy(topics);
+        sys::rd_kafka_AdminOptions_destroy(options);
+        let event = sys::rd_kafka_queue_poll(queue, timeout_ms);
+        let answer = if event.is_null() { Err("no answer in time".to_owned()) } else { described_id(event) };
+        if !event.is_null() {
+            sys::rd_kafka_event_destroy(event);
+        }
+        sys::rd_kafka_queue_destroy(queue);
+        answer
+    }
+}
+
+/// The id in the answer to a DescribeTopics request.
+///
+/// # Safety
+/// `event` is a live event of librdkafka.
+unsafe fn described_id(event: *mut sys::rd_kafka_event_t) -> Result<Option<String>, String> {
+    // SAFETY: the event is live for the whole function, and what is read here belongs to it.
+    unsafe {
+        if sys::rd_kafka_event_error(event) != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(CStr::from_ptr(sys::rd_kafka_event_error_string(event)).to_string_lossy().into_owned());
+        }
+        let result = sys::rd_kafka_event_DescribeTopics_result(event);
+        if result.is_null() {
+            return Err("an answer of another kind".to_owned());
+        }
+        let mut count = 0;
+        let descriptions = sys::rd_kafka_DescribeTopics_result_topics(result, &mut count);
+        if descriptions.is_null() || count != 1 {
+            return Err("an answer without the topic".to_owned());
+        }
+        let id = sys::rd_kafka_TopicDescription_topic_id(*descriptions);
+        let none = id.is_null()
+            || (sys::rd_kafka_Uuid_most_significant_bits(id) == 0
+                && sys::rd_kafka_Uuid_least_significant_bits(id) == 0);
+        if none {
+            return Ok(None);
+        }
+        Ok(Some(CStr::from_ptr(sys::rd_kafka_Uuid_base64str(id)).to_string_lossy().into_owned()))
+    }
+}

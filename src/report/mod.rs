@@ -1,0 +1,3 @@
+//! Answers reports from the counters.
+
+pub mod flight;

@@ -1,0 +1,10 @@
+//! ClickHouse, where each event is stored once: the client with its pinned settings, what its errors mean, and the
+//! migrations that make its tables.
+
+pub mod client;
+pub mod error;
+pub mod recount;
+pub mod stored;
+
+pub use client::Store;
+pub use error::{StoreError, Verdict};

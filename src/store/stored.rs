@@ -1,0 +1,153 @@
+//! What ClickHouse holds of a log: how far a partition is stored, which keys, and which generations there have been.
+
+use clickhouse::{Compression, Row};
+use serde::Deserialize;
+
+use super::{Store, StoreError};
+use crate::kinds::{Key, Kind};
+
+/// The ledger of a partition: what its stored ranges add up to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Row, Deserialize)]
+pub struct StoredLedger {
+    /// The first offset of the first range.
+    pub first: i64,
+    /// One past the last offset of the last range.
+    pub next: i64,
+    /// The offsets of all ranges together.
+    pub offsets: i64,
+}
+
+/// Events beyond the ledger: those of a range whose counters are missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Row, Deserialize)]
+pub struct StoredOrphans {
+    /// The smallest `range_last` among them.
+    pub last_min: i64,
+    /// The largest.
+    pub last_max: i64,
+}
+
+/// One generation of a log, as recorded when it was opened.
+#[derive(Clone, Debug, PartialEq, Eq, Row, Deserialize)]
+pub struct LogRow {
+    /// Counts from 1.
+    pub generation: u32,
+    /// The cluster's id.
+    pub cluster_id: String,
+    /// The topic's name.
+    pub topic: String,
+    /// The topic's id, empty where the broker does not tell.
+    pub topic_id: String,
+    /// How many partitions it has.
+    pub partitions: u32,
+    /// The first offset of each partition that belongs to this generation.
+    pub start_offsets: Vec<i64>,
+}
+
+impl Store {
+    /// How far a partition of a generation, which begins at `start`, is stored. The ledger is read first, so that the events
+    /// beyond it are beyond it.
+    pub async fn stored_to<K: Kind>(
+        &self,
+        generation: u32,
+        partition: u32,
+        start: i64,
+    ) -> Result<(Option<StoredLedger>, Option<StoredOrphans>), StoreError> {
+        let ledger: Vec<StoredLedger> = self
+            .rows(&format!(
+                "SELECT min(range_first) AS first, max(range_last) + 1 AS next, sum(range_offsets) AS offsets FROM {} \
+                 WHERE day = toDate32('1900-01-01') AND log_generation = {generation} AND log_partition = {partition} \
+                 GROUP BY log_partition",
+                self.table(&counters::<K>())
+            ))
+            .await?;
+        let ledger = ledger.first().copied();
+        let from = ledger.map_or(start, |ledger| ledger.next);
+        let orphans: Vec<StoredOrphans> = self
+            .rows(&format!(
+                "SELECT min(range_last) AS last_min, max(range_last) AS last_max FROM {} \
+                 WHERE log_generation = {generation} AND log_partition = {partition} AND log_offset >= {from} \
+                 GROUP BY log_partition",
+                self.table(&events::<K>())
+            ))
+            .await?;
+        Ok((ledger, orphans.first().copied()))
+    }
+
+    /// Every key stored for a partition before offset `below` of `generation`, and those of all older generations.
+    ///
+    /// Keys of older generations come unfiltered by partition, because an older log may have had another number of them:
+    /// the caller keeps what belongs to its partition. `each` says whether to go on; `false` ends the reading.
+    pub async fn stored_keys<K: Kind>(
+        &self,
+        generation: u32,
+        partition: u32,
+        below: i64,
+        mut each: impl FnMut(Key) -> bool,
+    ) -> Result<(), StoreError> {
+        let (lane, id) = K::KEY_SQL;
+        let sql = format!(
+            "SELECT {lane}, {id} FROM {} WHERE log_generation < {generation} \
+             OR (log_generation = {generation} AND log_partition = {partition} AND log_offset < {below})",
+            self.table(&events::<K>())
+        );
+        // One byte for the lane and sixteen for the identity.
+        const ROW: usize = 17;
+        // The answer is as long as the history, so it is neither gathered by the server first nor bounded in time here:
+        // each piece of it is. The client tells an error within the answer from data.
+        let client = self.client().clone().with_compression(Compression::None);
+        let query = client.query_raw(&sql).with_setting("wait_end_of_query", "0");
+        let mut cursor = query.fetch_bytes("RowBinary")?;
+        let mut rest: Vec<u8> = Vec::new();
+        while let Some(bytes) = self.bounded_read(cursor.next()).await? {
+            rest.extend_from_slice(&bytes);
+            let whole = rest.len() / ROW * ROW;
+            for row in rest[..whole].chunks_exact(ROW) {
+                let id = std::array::from_fn(|index| row[1 + index]);
+                if !each(Key { lane: row[0], id }) {
+                    return Ok(());
+                }
+            }
+            rest.drain(..whole);
+        }
+        if rest.is_empty() { Ok(()) } else { Err(StoreError::Unreadable("the stored keys end within a row".into())) }
+    }
+
+    /// The generations of a kind's log, oldest first. Of two that were recorded at once the first one counts.
+    pub async fn logs<K: Kind>(&self) -> Result<Vec<LogRow>, StoreError> {
+        self.rows(&format!(
+            "SELECT generation, cluster_id, topic, topic_id, partitions, start_offsets FROM {} \
+             ORDER BY generation, opened_at, cluster_id, topic_id LIMIT 1 BY generation",
+            self.table(&logs::<K>())
+        ))
+        .await
+    }
+
+    /// Records a new generation. Read it back with [`Store::logs`]: another one may have come first.
+    pub async fn open_log<K: Kind>(&self, log: &LogRow) -> Result<(), StoreError> {
+        let offsets = log.start_offsets.iter().map(i64::to_string).collect::<Vec<_>>().join(",");
+        let sql = format!(
+            "INSERT INTO {} (generation, cluster_id, topic, topic_id, partitions, start_offsets) \
+             SETTINGS async_insert = 0 SELECT {}, ?, ?, ?, {}, [{offsets}]::Array(Int64)",
+            self.table(&logs::<K>()),
+            log.generation,
+            log.partitions
+        );
+        let query = self.client().query(&sql).bind(&log.cluster_id).bind(&log.topic).bind(&log.topic_id);
+        query.execute().await.map_err(StoreError::from)
+    }
+}
+
+/// The table of a kind's events.
+pub fn events<K: Kind>() -> String {
+    format!("{}_events", K::NAME)
+}
+
+/// The table of a kind's counters and its ledger.
+pub fn counters<K: Kind>() -> String {
+    format!("{}_counters", K::NAME)
+}
+
+/// The table of a kind's log generations.
+fn logs<K: Kind>() -> String {
+    format!("{}_logs", K::NAME)
+}

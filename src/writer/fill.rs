@@ -1,0 +1,205 @@
+//! Reads records of one partition and builds the block of a range, until it is full, old enough or complete.
+//!
+//! A record that cannot be read is reported with its place and counts as holding no events: it must not hold up what
+//! comes after it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::Message;
+use rdkafka::message::BorrowedMessage;
+
+use super::block::{Block, BlockBuilder};
+use super::machine::Outcome;
+use super::seen::SeenKeys;
+use super::{Settings, WriterObserver};
+use crate::kinds::{Columns, Kind};
+use crate::log::consume::{Polled, Reader};
+use crate::log::{LogError, Options, record};
+
+/// The longest that one poll waits.
+const POLL_MAX: Duration = Duration::from_millis(100);
+/// How often a problem of the reader is logged.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+
+/// The block of a range.
+pub struct Filled<K: Kind> {
+    /// Its new events.
+    pub block: Block<K>,
+    /// The last offset of the range.
+    pub last: i64,
+}
+
+/// A record, decoded.
+struct Decoded<C> {
+    offset: i64,
+    timestamp_ms: i64,
+    columns: C,
+}
+
+/// A block that is being built.
+struct Open<K: Kind> {
+    from: i64,
+    builder: BlockBuilder<K>,
+    /// The last offset in it.
+    last: Option<i64>,
+    since: Instant,
+}
+
+/// Builds blocks from a partition's records.
+pub struct Filler<K: Kind> {
+    reader: Reader,
+    partition: u32,
+    settings: Settings,
+    observer: Arc<dyn WriterObserver>,
+    /// The offset after the last one taken from the reader; `None` when it stands nowhere.
+    reads_at: Option<i64>,
+    /// A record that was read and belongs to the next block.
+    stash: Option<Decoded<K::Columns>>,
+    open: Option<Open<K>>,
+    complained: Option<Instant>,
+}
+
+impl<K: Kind> Filler<K> {
+    /// A filler with a reader of its own.
+    pub fn new(
+        options: &Options,
+        topic: &str,
+        partition: u32,
+        settings: Settings,
+        observer: Arc<dyn WriterObserver>,
+    ) -> Result<Filler<K>, LogError> {
+        let reader = Reader::new(options, topic, partition)?;
+        Ok(Filler { reader, partition, settings, observer, reads_at: None, stash: None, open: None, complained: None })
+    }
+
+    /// Forgets what was read and is not in a finished block: the next block starts afresh.
+    pub fn reset(&mut self) {
+        (self.reads_at, self.stash, self.open) = (None, None, None);
+    }
+
+    /// Builds the block that starts at `from` and goes through `through`, or as far as size and age allow. `None` when
+    /// there is nothing yet; what was read so far is kept for the next call.
+    pub fn fill(
+        &mut self,
+        from: i64,
+        through: Option<i64>,
+        seen: &mut SeenKeys,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Option<Filled<K>>, Outcome> {
+        self.begin(from)?;
+        while go_on() {
+            if let Some(last) = self.complete(through) {
+                return Ok(self.finish(last));
+            }
+            let record = match self.stash.take() {
+                Some(record) => record,
+                None => match self.next_record()? {
+                    Some(record) => record,
+                    None if self.is_empty() => return Ok(None),
+                    None => continue,
+                },
+            };
+            if let Some(last) = self.ends_before(&record, through) {
+                self.stash = Some(record);
+                return Ok(self.finish(last));
+            }
+            if let Some(open) = &mut self.open {
+                open.since = if open.last.is_none() { Instant::now() } else { open.since };
+                open.builder.push(record.offset, record.timestamp_ms, &record.columns, seen);
+                open.last = Some(record.offset);
+            }
+        }
+        Ok(None)
+    }
+
+    fn begin(&mut self, from: i64) -> Result<(), Outcome> {
+        if self.open.as_ref().is_none_or(|open| open.from != from) {
+            self.open = Some(Open { from, builder: BlockBuilder::new(), last: None, since: Instant::now() });
+        }
+        let next = self.stash.as_ref().map(|record| record.offset).or(self.reads_at);
+        let standing = self.open.as_ref().and_then(|open| open.last).map_or(from, |last| last + 1);
+        // Behind a hole the next record lies further on than asked for.
+        if next.is_none_or(|next| next < standing) || (self.reads_at.is_none()) {
+            self.stash = None;
+            self.reader.start_at(standing).map_err(|error| {
+                tracing::warn!(partition = self.partition, %error, "the reader could not be set to its offset");
+                Outcome::Unknown
+            })?;
+            self.reads_at = Some(standing);
+        }
+        Ok(())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.open.as_ref().is_none_or(|open| open.last.is_none())
+    }
+
+    /// The block's last offset, when it is complete as it is.
+    fn complete(&self, through: Option<i64>) -> Option<i64> {
+        let open = self.open.as_ref()?;
+        let last = open.last?;
+        match through {
+            Some(through) => (last >= through).then_some(through),
+            None => {
+                let full = open.builder.events() >= self.settings.range_events_max;
+                (full || open.since.elapsed() >= self.settings.range_age_max).then_some(last)
+            }
+        }
+    }
+
+    /// The block's last offset, when this record is not part of it any more. Only a later record proves that a replayed
+    /// range ends in a hole: the end of the log may be that of a broker that lags.
+    fn ends_before(&self, record: &Decoded<K::Columns>, through: Option<i64>) -> Option<i64> {
+        let open = self.open.as_ref()?;
+        match through {
+            Some(through) => (record.offset > through).then_some(through),
+            None => {
+                let events = open.builder.events() + record.columns.len() as u64;
+                open.last.filter(|_| events > self.settings.range_events_max)
+            }
+        }
+    }
+
+    fn finish(&mut self, last: i64) -> Option<Filled<K>> {
+        let open = self.open.take()?;
+        Some(Filled { block: open.builder.finish(), last })
+    }
+
+    /// The next record; `None` when nothing came within a moment, or before the open block is old enough.
+    fn next_record(&mut self) -> Result<Option<Decoded<K::Columns>>, Outcome> {
+        let age_left = match &self.open {
+            Some(open) if open.last.is_some() => self.settings.range_age_max.saturating_sub(open.since.elapsed()),
+            _ => POLL_MAX,
+        };
+        let failure = match self.reader.poll(age_left.min(POLL_MAX)) {
+            Polled::Record(message) => {
+                let decoded = decode::<K>(&message, self.partition, &*self.observer);
+                self.reads_at = Some(decoded.offset + 1);
+                return Ok(Some(decoded));
+            }
+            Polled::Nothing | Polled::End => return Ok(None),
+            Polled::OutOfRange => return Err(Outcome::OutOfRange),
+            Polled::Failed(error) => error,
+        };
+        if self.complained.is_none_or(|when| when.elapsed() > COMPLAIN_EVERY) {
+            self.complained = Some(Instant::now());
+            tracing::warn!(partition = self.partition, error = %failure, "the log cannot be read, trying on");
+        }
+        Ok(None)
+    }
+}
+
+fn decode<K: Kind>(
+    message: &BorrowedMessage<'_>,
+    partition: u32,
+    observer: &dyn WriterObserver,
+) -> Decoded<K::Columns> {
+    let (offset, value) = (message.offset(), message.payload().unwrap_or_default());
+    let columns = record::decode::<K>(message.headers(), value).unwrap_or_else(|reason| {
+        tracing::error!(partition, offset, bytes = value.len(), %reason, "a record cannot be read and is passed over");
+        observer.bad_record(partition);
+        K::Columns::default()
+    });
+    Decoded { offset, timestamp_ms: message.timestamp().to_millis().unwrap_or(0), columns }
+}

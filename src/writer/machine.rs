@@ -1,0 +1,403 @@
+//! Decides what is done next for one partition during one tenure: the time between being assigned the partition and
+//! losing it. No I/O, no clock, no threads.
+//!
+//! ```text
+//! Recover ─▶ (Commit) ─▶ LoadSeen ─▶ Read ─▶ Claim ─▶ InsertEvents ─▶ InsertCounters ─▶ Commit ─┐
+//!    ▲                                ▲                                                         │
+//!    │ claim too old                  └─────────────────────────────────────────────────────────┘
+//!    └── or the log no longer holds the next offset
+//! ```
+//!
+//! What always holds:
+//!
+//! - A range is claimed in Kafka before anything of it is inserted, and no other range is claimed before its events and
+//!   counters are stored. So at any time at most one range of a partition is unfinished, and its claim says which.
+//! - A claim is only accepted from a member of the group, so that an accepted claim proves ownership.
+//! - An insert whose outcome is unknown is repeated under the same token. It is given up when the claim, or for a
+//!   replayed range what was read of the store before it, is older than [`Limits::claim_age_max`]: the store may forget
+//!   tokens after that.
+//! - What is seen is every key stored below the range, so a replay decides as the first attempt did.
+
+use std::time::{Duration, Instant};
+
+use super::claim::{Committed, Range};
+use super::halt::{Halt, Place, Why};
+use super::recover::{Plan, Recovered, plan};
+
+/// The machine's bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How old a claim may be when an insert under it is sent. Together with the longest time that an insert can be under
+    /// way it must be shorter than the time for which the store's de-duplication window surely remembers a token.
+    pub claim_age_max: Duration,
+    /// The first wait before something is tried again; it doubles up to [`Limits::backoff_max`].
+    pub backoff_min: Duration,
+    /// The longest wait before something is tried again.
+    pub backoff_max: Duration,
+}
+
+/// What the shell is to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Read what log, group and store know of the partition. Answer: [`Outcome::Recovered`].
+    Recover,
+    /// Load the keys of the partition that are stored in this generation at offsets below `below`, and all of earlier
+    /// generations, in place of those held. Answer: [`Outcome::Done`].
+    LoadSeen {
+        /// The generation now in force.
+        generation: u32,
+        /// The first offset whose keys do not count.
+        below: i64,
+    },
+    /// Read records from the log and build their block. The block is kept until the next `Read` or `LoadSeen`.
+    /// Answer: [`Outcome::Read`], [`Outcome::Idle`], [`Outcome::OutOfRange`].
+    ///
+    /// When it is asked for again after [`Outcome::Unknown`], it goes on where it was or begins afresh; keys of records
+    /// that are not in the block must not be in the seen keys.
+    Read {
+        /// The first offset.
+        from: i64,
+        /// With a value: exactly the records at `from..=through`, however many; the end is reached when the next offset
+        /// to read is past `through`. Without: as many as size and age allow.
+        through: Option<i64>,
+    },
+    /// Commit the claim on the range whose block is held. Answer: [`Outcome::Done`], [`Outcome::Fenced`].
+    Claim(Committed),
+    /// Insert the new events of the block held. Answer: [`Outcome::Done`], [`Outcome::Late`], [`Outcome::Refused`].
+    InsertEvents(Insert),
+    /// Insert the counters of the block held with the range's row of the ledger, as one part. Answers as for the events.
+    InsertCounters(Insert),
+    /// Commit that everything before [`Committed::next`] is stored. Answer: [`Outcome::Done`], [`Outcome::Fenced`].
+    Commit(Committed),
+    /// Do nothing for so long (or until something happens), then ask for the next step. No answer.
+    Wait(Duration),
+    /// The tenure is over: drop the machine, the block and the seen keys.
+    Leave,
+    /// The partition stands still until an operator has looked at it. Final for this tenure.
+    Halt(Halt),
+}
+
+/// An insert of the block held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Insert {
+    /// The generation of the log, for the token and the rows.
+    pub generation: u32,
+    /// The block's range, for the token and the rows.
+    pub range: Range,
+    /// It must not be sent after this time, to be looked at as near as can be to the sending: [`Outcome::Late`].
+    pub deadline: Instant,
+}
+
+/// How a step ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// What is known of the partition.
+    Recovered(Recovered),
+    /// The block of the records from the first offset asked for through `last` is built and held.
+    Read {
+        /// The last offset read (of a record or of a hole); for a replay the one asked for.
+        last: i64,
+        /// How many of its events are new. Without any there is no insert into the events table.
+        new_events: u64,
+    },
+    /// There is nothing to read yet.
+    Idle,
+    /// The log does not hold the offset asked for.
+    OutOfRange,
+    /// It is done. For a commit: acknowledged by Kafka, **and** the membership under which the tenure began was not lost
+    /// up to now. (Kafka takes commits without membership while the group is empty, so that an
+    /// acknowledgement alone does not prove ownership.)
+    Done,
+    /// It may or may not have happened, or may still happen: time-out, lost answer, server away, a temporary error.
+    /// Also a commit refused for a stale member epoch while the partition is still assigned.
+    Unknown,
+    /// The insert's deadline had passed before it was sent.
+    Late,
+    /// The store refused the insert and would refuse it again.
+    Refused(String),
+    /// The partition is no longer assigned: a commit was refused, or the consumer was told. Accepted at any step.
+    Fenced,
+}
+
+/// Decides for one partition during one tenure.
+#[derive(Debug)]
+pub struct Machine {
+    place: Place,
+    limits: Limits,
+    state: State,
+    generation: u32,
+    /// When the step now under way was asked for.
+    asked_at: Instant,
+    /// When what is known of the store was asked for.
+    recovered_at: Instant,
+    /// Failures since something was last got done.
+    failures: u32,
+    /// Nothing is tried before this time.
+    not_before: Option<Instant>,
+    /// Whether to leave as soon as no claimed range is unfinished.
+    leaving: bool,
+    jitter: u64,
+}
+
+/// What is going on.
+#[derive(Clone, Debug)]
+enum State {
+    /// `held` is the claimed range whose block the shell still holds.
+    Recover {
+        held: Option<Held>,
+    },
+    LoadSeen {
+        plan: Plan,
+    },
+    Read {
+        plan: Plan,
+    },
+    Claim(Held),
+    InsertEvents(Held, Instant),
+    InsertCounters(Held, Instant),
+    Commit {
+        next: i64,
+        then: After,
+    },
+    Left,
+    Halted(Halt),
+}
+
+/// A range whose block the shell holds.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    range: Range,
+    new_events: u64,
+    /// Whether its events are known to be stored.
+    events_stored: bool,
+    /// For a range that may have been tried before: when the store was asked what it holds of it.
+    known_at: Option<Instant>,
+}
+
+/// What follows a commit.
+#[derive(Clone, Copy, Debug)]
+enum After {
+    LoadSeen,
+    Read,
+}
+
+impl Machine {
+    /// A new tenure. `jitter` seeds the spread of the waits: different for each machine.
+    pub fn new(place: Place, limits: Limits, jitter: u64, now: Instant) -> Machine {
+        Machine {
+            place,
+            limits,
+            state: State::Recover { held: None },
+            generation: 0,
+            asked_at: now,
+            recovered_at: now,
+            failures: 0,
+            not_before: None,
+            leaving: false,
+            jitter,
+        }
+    }
+
+    /// The next step. Asking again without an answer gives the same step.
+    pub fn next(&mut self, now: Instant) -> Step {
+        if self.leaving && !self.finishing() {
+            self.state = State::Left;
+        }
+        match &self.state {
+            State::Left => return Step::Leave,
+            State::Halted(halt) => return Step::Halt(halt.clone()),
+            _ => {}
+        }
+        if let Some(not_before) = self.not_before {
+            if now < not_before {
+                return Step::Wait(not_before - now);
+            }
+            self.not_before = None;
+        }
+        if let State::InsertEvents(held, deadline) | State::InsertCounters(held, deadline) = self.state
+            && now > deadline
+        {
+            self.give_up(held);
+        }
+        self.asked_at = now;
+        self.step()
+    }
+
+    /// Tells how the last step ended.
+    ///
+    /// # Panics
+    ///
+    /// When the outcome cannot be one of the step's, which is a mistake of the shell.
+    pub fn on(&mut self, outcome: Outcome, now: Instant) {
+        match outcome {
+            _ if matches!(self.state, State::Left | State::Halted(_)) => {}
+            Outcome::Fenced => self.state = State::Left,
+            Outcome::Unknown => self.back_off(now),
+            Outcome::Recovered(known) => self.on_recovered(&known),
+            Outcome::Read { last, new_events } => self.on_read(last, new_events),
+            Outcome::Idle => self.failures = 0,
+            Outcome::OutOfRange => {
+                self.state = State::Recover { held: None };
+                self.back_off(now);
+            }
+            Outcome::Done => self.on_done(),
+            Outcome::Late => match self.state {
+                State::InsertEvents(held, _) | State::InsertCounters(held, _) => self.give_up(held),
+                ref state => unreachable!("a late insert while {state:?}"),
+            },
+            Outcome::Refused(reason) => match self.state {
+                State::InsertEvents(held, _) | State::InsertCounters(held, _) => {
+                    self.halt(Why::StoreRefuses { range: held.range, reason });
+                }
+                ref state => unreachable!("a refused insert while {state:?}"),
+            },
+        }
+    }
+
+    /// Asks to leave in good order, for a shutdown or a revocation: a claimed range is finished when that goes at the
+    /// first attempt, nothing else is begun, and then the step is [`Step::Leave`]. Dropping the machine instead is
+    /// as safe, and leaves more to replay.
+    pub fn leave(&mut self) {
+        self.leaving = true;
+    }
+
+    /// Whether a claimed range is about to be finished.
+    fn finishing(&self) -> bool {
+        match self.state {
+            State::InsertEvents(..) | State::InsertCounters(..) | State::Commit { then: After::Read, .. } => {
+                self.failures == 0
+            }
+            _ => false,
+        }
+    }
+
+    fn step(&self) -> Step {
+        let generation = self.generation;
+        match self.state {
+            State::Recover { .. } => Step::Recover,
+            State::LoadSeen { plan } => Step::LoadSeen { generation, below: plan.from() },
+            State::Read { plan } => Step::Read { from: plan.from(), through: plan.through() },
+            State::Claim(Held { range, .. }) => {
+                Step::Claim(Committed { generation, next: range.first, pending_last: Some(range.last) })
+            }
+            State::InsertEvents(held, deadline) => {
+                Step::InsertEvents(Insert { generation, range: held.range, deadline })
+            }
+            State::InsertCounters(held, deadline) => {
+                Step::InsertCounters(Insert { generation, range: held.range, deadline })
+            }
+            State::Commit { next, .. } => Step::Commit(Committed { generation, next, pending_last: None }),
+            State::Left => Step::Leave,
+            State::Halted(ref halt) => Step::Halt(halt.clone()),
+        }
+    }
+
+    fn on_recovered(&mut self, known: &Recovered) {
+        let State::Recover { held } = self.state else {
+            unreachable!("an unasked recovery while {:?}", self.state);
+        };
+        self.recovered_at = self.asked_at;
+        let held = held.filter(|_| known.generation == self.generation);
+        self.generation = known.generation;
+        let plan = match plan(known) {
+            Ok(plan) => plan,
+            Err(why) => return self.halt(why),
+        };
+        self.state = match (plan, held) {
+            // The block of the very range is still there, and no one else has stored anything since: it need not be
+            // built again.
+            (Plan::Replay { range, events_stored }, Some(held)) if range == held.range => {
+                State::Claim(Held { events_stored, known_at: Some(self.recovered_at), ..held })
+            }
+            (Plan::Resume { from, .. }, Some(held)) if from == held.range.first => {
+                State::Claim(Held { events_stored: false, known_at: Some(self.recovered_at), ..held })
+            }
+            (Plan::Resume { from, .. }, Some(held)) if from == held.range.next() => {
+                State::Commit { next: from, then: After::Read }
+            }
+            (Plan::Resume { from, settle: true }, _) => State::Commit { next: from, then: After::LoadSeen },
+            (plan, _) => State::LoadSeen { plan },
+        };
+    }
+
+    fn on_read(&mut self, last: i64, new_events: u64) {
+        let State::Read { plan } = self.state else {
+            unreachable!("an unasked read while {:?}", self.state);
+        };
+        assert!(
+            last >= plan.from() && plan.through().is_none_or(|through| through == last),
+            "read to {last} of {plan:?}"
+        );
+        let (events_stored, known_at) = match plan {
+            Plan::Resume { .. } => (false, None),
+            Plan::Replay { events_stored, .. } => (events_stored, Some(self.recovered_at)),
+        };
+        self.failures = 0;
+        self.state =
+            State::Claim(Held { range: Range { first: plan.from(), last }, new_events, events_stored, known_at });
+    }
+
+    fn on_done(&mut self) {
+        // Recovering and loading is not yet progress: what fails after it again and again must wait longer each time.
+        if !matches!(self.state, State::LoadSeen { .. }) {
+            self.failures = 0;
+        }
+        self.state = match self.state {
+            State::LoadSeen { plan } => State::Read { plan },
+            State::Claim(held) => {
+                let since = held.known_at.unwrap_or(self.asked_at).min(self.asked_at);
+                let deadline = since + self.limits.claim_age_max;
+                if held.events_stored || held.new_events == 0 {
+                    State::InsertCounters(held, deadline)
+                } else {
+                    State::InsertEvents(held, deadline)
+                }
+            }
+            State::InsertEvents(held, deadline) => State::InsertCounters(held, deadline),
+            State::InsertCounters(held, _) => State::Commit { next: held.range.next(), then: After::Read },
+            State::Commit { next, then } => {
+                let plan = Plan::Resume { from: next, settle: false };
+                match then {
+                    After::LoadSeen => State::LoadSeen { plan },
+                    After::Read => State::Read { plan },
+                }
+            }
+            ref state => unreachable!("done while {state:?}"),
+        };
+    }
+
+    /// The insert cannot go on under this claim: find out what is stored, and claim the range again.
+    fn give_up(&mut self, held: Held) {
+        self.state = State::Recover { held: Some(held) };
+    }
+
+    fn halt(&mut self, why: Why) {
+        self.state = State::Halted(Halt { place: self.place.clone(), why });
+    }
+
+    /// Doubling waits, each spread over its upper half.
+    fn back_off(&mut self, now: Instant) {
+        let doublings = self.failures.min(16);
+        self.failures = self.failures.saturating_add(1);
+        let wait = (self.limits.backoff_min * (1 << doublings)).min(self.limits.backoff_max);
+        self.jitter = self.jitter.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let spread = (self.jitter >> 32) as f64 / f64::from(u32::MAX);
+        self.not_before = Some(now + wait.mul_f64(0.5 + 0.5 * spread));
+    }
+}
+
+impl Plan {
+    fn from(self) -> i64 {
+        match self {
+            Plan::Resume { from, .. } => from,
+            Plan::Replay { range, .. } => range.first,
+        }
+    }
+
+    fn through(self) -> Option<i64> {
+        match self {
+            Plan::Resume { .. } => None,
+            Plan::Replay { range, .. } => Some(range.last),
+        }
+    }
+}

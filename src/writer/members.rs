@@ -1,0 +1,64 @@
+//! Takes part in the writers' group and keeps a worker for each partition that this process was given.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::worker::{Tools, Worker};
+use crate::kinds::Kind;
+use crate::log::group::{Group, GroupEvent, Tenure};
+use crate::log::{LogError, Options};
+
+/// How often the membership is served.
+const POLL: Duration = Duration::from_millis(100);
+/// The pause before a client that failed is made anew.
+const REJOIN: Duration = Duration::from_secs(1);
+
+/// Stores what the log brings until `tools.is_ending`; makes the group's client anew whenever it cannot go on. `tools` gives
+/// the tools for one client.
+pub fn store_log<K: Kind>(
+    options: &Options,
+    topic: &str,
+    is_ending: &dyn Fn() -> bool,
+    tools: impl Fn(Arc<Group>) -> Tools,
+) -> Result<(), LogError> {
+    while !is_ending() {
+        let group = Arc::new(Group::join(options, &[topic])?);
+        let mut workers: Vec<JoinHandle<()>> = Vec::new();
+        let mut failed = false;
+        while !is_ending() && !failed {
+            for event in group.poll(POLL) {
+                match event {
+                    GroupEvent::Assigned(tenure) => workers.extend(hire::<K>(tools(group.clone()), tenure)?),
+                    GroupEvent::Failed(error) => {
+                        tracing::error!(%error, "the group's client cannot go on and is made anew");
+                        failed = true;
+                    }
+                }
+            }
+            workers.retain(|worker| !worker.is_finished());
+        }
+        // Workers finish the range that is under way; the membership is kept alive for their last commit.
+        while workers.iter().any(|worker| !worker.is_finished()) {
+            group.poll(POLL);
+        }
+        group.leave();
+        if failed {
+            std::thread::sleep(REJOIN);
+        }
+    }
+    Ok(())
+}
+
+fn hire<K: Kind>(tools: Tools, tenure: Arc<Tenure>) -> Result<Option<JoinHandle<()>>, LogError> {
+    let partition = tenure.partition;
+    let worker = Worker::<K>::new(tools, tenure)?;
+    match std::thread::Builder::new().name(format!("write-{}-{partition}", K::NAME)).spawn(|| worker.run()) {
+        Ok(thread) => Ok(Some(thread)),
+        Err(error) => {
+            // The partition stays unserved until it is assigned again; the lag shows it.
+            tracing::error!(partition, %error, "no thread for a worker");
+            Ok(None)
+        }
+    }
+}

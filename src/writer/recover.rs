@@ -1,0 +1,153 @@
+//! Where a writer goes on in a partition that it has taken over, from what the log, the group and the store know of it.
+//!
+//! The store is the truth: its ledger says what is stored and counted. The group's commit adds the claim on a range whose
+//! inserts may be under way. Whatever does not fit together halts the partition; nothing is skipped in silence.
+
+use super::claim::{Committed, LastCommit, Range};
+use super::halt::{Why, quote_metadata};
+
+/// What is known of a partition, read by the shell when asked to recover.
+///
+/// The parts may be read in any order, as long as `orphans` belongs to a `ledger` that was read before or with it,
+/// and everything is read after the partition was assigned: from then on only inserts of the claimed range can still
+/// arrive, and those under its tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// The generation of the log now in force.
+    pub generation: u32,
+    /// The first offset of this generation.
+    pub start: i64,
+    /// The group's commit.
+    pub committed: LastCommit,
+    /// What the ledger holds of this generation; `None` when nothing.
+    pub ledger: Option<Ledger>,
+    /// Events that are stored but not counted; `None` when there are none.
+    pub orphans: Option<Orphans>,
+    /// The log's first offset.
+    pub log_low: i64,
+    /// One past the log's last offset (of committed records).
+    pub log_high: i64,
+}
+
+/// The ledger's rows of one partition and generation, added up. They are in the same part as the counters, so that
+/// what it holds is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ledger {
+    /// The first offset of the first range: `min(range_first)`.
+    pub first: i64,
+    /// One past the last offset of the last range: `max(range_last) + 1`.
+    pub next: i64,
+    /// The offsets of all ranges together: `sum(range_last - range_first + 1)`. Equal to `next - first` when they
+    /// join without a gap and without an overlap.
+    pub offsets: i64,
+}
+
+/// Rows of the events table whose offset is not below [`Ledger::next`] (or the generation's start): the events of a
+/// range that were inserted while its counters were not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Orphans {
+    /// The smallest `range_last` among them.
+    pub last_min: i64,
+    /// The largest `range_last` among them: the same, since only one range can be under way.
+    pub last_max: i64,
+}
+
+/// Where to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Plan {
+    /// Everything below is stored and nothing is claimed.
+    Resume {
+        /// The next offset to read.
+        from: i64,
+        /// Whether the group's commit says something else, and should be put right.
+        settle: bool,
+    },
+    /// A range was claimed or begun: it is rebuilt exactly.
+    Replay {
+        /// The range.
+        range: Range,
+        /// Whether its events are stored, so that only its counters are missing.
+        events_stored: bool,
+    },
+}
+
+/// Decides where to go on.
+pub(super) fn plan(known: &Recovered) -> Result<Plan, Why> {
+    let committed = committed(known)?;
+    let next = stored_next(known)?;
+    let orphan_last = orphan_last(known, next)?;
+    if let Some(committed) = committed
+        && committed.next > next
+    {
+        return Err(Why::StoreBehind { stored: next, committed: committed.next });
+    }
+    let claimed_last = committed.and_then(|committed| committed.pending_last);
+    let read = next.max(claimed_last.unwrap_or(-1) + 1).max(orphan_last.unwrap_or(-1) + 1);
+    if known.log_high < read {
+        return Err(Why::LogTruncated { log_high: known.log_high, read });
+    }
+    if known.log_low > next {
+        return Err(Why::LogLost { log_low: known.log_low, next });
+    }
+    // A claim that begins earlier is an old one: its range is in the ledger, or it was made by a writer that had lost the
+    // partition without knowing, and nothing was inserted under it.
+    let pending_last = claimed_last.filter(|_| committed.is_some_and(|committed| committed.next == next));
+    if let (Some(orphan), Some(claimed)) = (orphan_last, claimed_last)
+        && claimed >= next
+        && (pending_last.is_some() != (orphan == claimed))
+    {
+        return Err(Why::Inconsistent(format!(
+            "events of a range that ends at offset {orphan} are stored and not counted, while the range claimed \
+             from {} ends at {claimed}, and the ledger reaches {next} (excluded)",
+            committed.map_or(next, |committed| committed.next)
+        )));
+    }
+    Ok(match pending_last.or(orphan_last) {
+        Some(last) => Plan::Replay { range: Range { first: next, last }, events_stored: orphan_last.is_some() },
+        None => {
+            let settled = Committed { generation: known.generation, next, pending_last: None };
+            Plan::Resume { from: next, settle: committed != Some(settled) }
+        }
+    })
+}
+
+/// The group's commit, when it speaks of this generation.
+fn committed(known: &Recovered) -> Result<Option<Committed>, Why> {
+    match &known.committed {
+        LastCommit::None => Ok(None),
+        LastCommit::Foreign { offset, metadata } => {
+            Err(Why::ForeignCommit { offset: *offset, metadata: quote_metadata(metadata) })
+        }
+        LastCommit::Writer(committed) if committed.generation > known.generation => {
+            Err(Why::GenerationBehind { recorded: known.generation, committed: committed.generation })
+        }
+        LastCommit::Writer(committed) => Ok(Some(*committed).filter(|it| it.generation == known.generation)),
+    }
+}
+
+/// One past the last offset whose events and counters are stored.
+fn stored_next(known: &Recovered) -> Result<i64, Why> {
+    let Some(Ledger { first, next, offsets }) = known.ledger else {
+        return Ok(known.start);
+    };
+    if first != known.start || offsets != next - first {
+        return Err(Why::Inconsistent(format!(
+            "the ledger's ranges span offsets {first} to {next} (excluded) and add up to {offsets} offsets, while \
+             the generation begins at {}: ranges are missing or overlap",
+            known.start
+        )));
+    }
+    Ok(next)
+}
+
+/// The last offset of the range whose events are stored but not counted.
+fn orphan_last(known: &Recovered, next: i64) -> Result<Option<i64>, Why> {
+    match known.orphans {
+        None => Ok(None),
+        Some(Orphans { last_min, last_max }) if last_min == last_max && last_min >= next => Ok(Some(last_min)),
+        Some(Orphans { last_min, last_max }) => Err(Why::Inconsistent(format!(
+            "events at or after offset {next} are stored and not counted, and belong to ranges that end at {last_min} \
+             and {last_max}: there can be one such range, ending at or after {next}"
+        ))),
+    }
+}

@@ -1,0 +1,164 @@
+//! A block as rows of the store's tables, encoded as Arrow streams.
+//!
+//! The rows of the events table carry their place in the log; the insert of the counters carries the range's entry of the
+//! ledger: a row whose counter columns are all zero. Counters carry generation 0, so the two never meet.
+
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayData, ArrayRef, Int64Array, RecordBatch, TimestampMillisecondArray, UInt32Array, UInt64Array, make_array,
+};
+use arrow::buffer::Buffer;
+use arrow::compute::concat_batches;
+use arrow::datatypes::{DataType, Field, Schema};
+use arrow::error::ArrowError;
+use arrow::ipc::writer::StreamWriter;
+use bytes::Bytes;
+
+use super::block::Block;
+use super::claim::Range;
+use crate::kinds::{Columns, Counters, Kind};
+
+/// What an insert sends. Kept until it is confirmed, so that a repeat sends the same bytes.
+#[derive(Clone)]
+pub struct Encoded {
+    /// An Arrow IPC stream of one batch.
+    pub stream: Bytes,
+    /// How many rows it has.
+    pub rows: usize,
+}
+
+/// A range's two inserts.
+pub struct Rows {
+    /// For the events table.
+    pub events: Encoded,
+    /// For the counters table.
+    pub counters: Encoded,
+}
+
+/// Encodes the block of a range.
+pub fn encode<K: Kind>(block: Block<K>, generation: u32, partition: u32, range: Range) -> Result<Rows, ArrowError> {
+    let counters = counters(&block, generation, partition, range)?;
+    let events = events(block, generation, partition, range)?;
+    Ok(Rows { events: stream(&events)?, counters: stream(&counters)? })
+}
+
+fn events<K: Kind>(
+    block: Block<K>,
+    generation: u32,
+    partition: u32,
+    range: Range,
+) -> Result<RecordBatch, ArrowError> {
+    let rows = block.offsets.len();
+    let month = month_of(block.first_timestamp_ms().unwrap_or(0));
+    let accepted = TimestampMillisecondArray::from(block.timestamps_ms).with_timezone("UTC");
+    let place: [(&str, ArrayRef); 7] = [
+        ("log_generation", Arc::new(UInt32Array::from_value(generation, rows))),
+        ("log_partition", Arc::new(UInt32Array::from_value(partition, rows))),
+        ("log_offset", Arc::new(Int64Array::from(block.offsets))),
+        ("log_position", Arc::new(UInt32Array::from(block.positions))),
+        ("range_last", Arc::new(Int64Array::from_value(range.last, rows))),
+        ("accepted_at", Arc::new(accepted)),
+        ("log_month", Arc::new(UInt32Array::from_value(month, rows))),
+    ];
+    beside(&block.columns.into_batch(), place)
+}
+
+fn counters<K: Kind>(
+    block: &Block<K>,
+    generation: u32,
+    partition: u32,
+    range: Range,
+) -> Result<RecordBatch, ArrowError> {
+    let counters = block.counters.to_batch();
+    let rows = counters.num_rows();
+    let ledger = [i64::from(generation), i64::from(partition), range.first, range.last, range.offsets()];
+    let totals = [block.events, block.new_events()];
+    let with_ledger = |batch: &RecordBatch, ledger: [i64; 5], totals: [u64; 2]| {
+        let short = |value: i64| -> ArrayRef { Arc::new(UInt32Array::from_value(value as u32, batch.num_rows())) };
+        let long = |value: i64| -> ArrayRef { Arc::new(Int64Array::from_value(value, batch.num_rows())) };
+        let total = |value: u64| -> ArrayRef { Arc::new(UInt64Array::from_value(value, batch.num_rows())) };
+        let [generation, partition, first, last, offsets] = ledger;
+        beside(
+            batch,
+            [
+                ("log_generation", short(generation)),
+                ("log_partition", short(partition)),
+                ("range_first", long(first)),
+                ("range_last", long(last)),
+                ("range_offsets", long(offsets)),
+                ("events", total(totals[0])),
+                ("new_events", total(totals[1])),
+            ],
+        )
+    };
+    let entry = with_ledger(&zero_row(&counters)?, ledger, totals)?;
+    let counted = with_ledger(&counters, [0; 5], [0; 2])?;
+    debug_assert_eq!(counted.num_rows(), rows);
+    concat_batches(&entry.schema(), [&counted, &entry])
+}
+
+/// A batch with further columns.
+fn beside<const N: usize>(batch: &RecordBatch, more: [(&str, ArrayRef); N]) -> Result<RecordBatch, ArrowError> {
+    let mut fields: Vec<_> = batch.schema().fields().iter().cloned().collect();
+    let mut columns = batch.columns().to_vec();
+    for (name, column) in more {
+        fields.push(Arc::new(Field::new(name, column.data_type().clone(), false)));
+        columns.push(column);
+    }
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+}
+
+/// One row of zeros (empty text) with a batch's schema.
+fn zero_row(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let zero = |kind: &DataType| -> Result<ArrayRef, ArrowError> {
+        let empty = ArrayData::new_null(kind, 1);
+        let buffers = empty.buffers().iter().map(|buffer| Buffer::from(vec![0u8; buffer.len()])).collect();
+        let data = ArrayData::builder(kind.clone()).len(1).buffers(buffers).build()?;
+        Ok(make_array(data))
+    };
+    let columns = batch.columns().iter().map(|column| zero(column.data_type())).collect::<Result<_, _>>()?;
+    RecordBatch::try_new(batch.schema(), columns)
+}
+
+fn stream(batch: &RecordBatch) -> Result<Encoded, ArrowError> {
+    let mut stream = Vec::with_capacity(batch.get_array_memory_size() + 4096);
+    let mut writer = StreamWriter::try_new(&mut stream, &batch.schema())?;
+    writer.write(batch)?;
+    writer.finish()?;
+    drop(writer);
+    Ok(Encoded { stream: stream.into(), rows: batch.num_rows() })
+}
+
+/// The UTC month of an instant (milliseconds since 1970) as YYYYMM: the partition of the events table, one for a block.
+fn month_of(timestamp_ms: i64) -> u32 {
+    // The proleptic Gregorian calendar in eras of 400 years that begin on 1 March.
+    let days = timestamp_ms.div_euclid(86_400_000) + 719_468;
+    let day_of_era = days.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + days.div_euclid(146_097) * 400 + i64::from(month <= 2);
+    (year * 100 + month).clamp(0, 999_912) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn months() {
+        for (seconds, month) in [
+            (0, 197_001),
+            (951_782_399, 200_002),
+            (951_868_799, 200_002),
+            (951_868_800, 200_003),
+            (1_609_459_199, 202_012),
+            (1_609_459_200, 202_101),
+            (4_133_980_799, 210_012),
+        ] {
+            assert_eq!(month_of(seconds * 1000), month, "{seconds}");
+        }
+    }
+}

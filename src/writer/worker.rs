@@ -1,0 +1,327 @@
+//! Stores one partition under one tenure: carries out what the [`Machine`] decides.
+//!
+//! In: records of the partition, from its own reader. Out: inserts into ClickHouse and commits of the group. Everything
+//! that can be lost or answered late happens here; everything that is decided about it happens in the machine. A worker
+//! ends when its tenure ends, and leaves nothing behind that the next one could not take over.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+use super::claim::{Committed, LastCommit, Tokens};
+use super::fill::{Filled, Filler};
+use super::halt::{Halt, Place};
+use super::identity::Generation;
+use super::machine::{Insert, Limits, Machine, Outcome, Step};
+use super::recover::{Ledger, Orphans, Recovered};
+use super::rows::{Rows, encode};
+use super::seen::SeenKeys;
+use super::{Settings, WriterObserver};
+use crate::kinds::{Kind, partition_of};
+use crate::log::group::{Commit, CommitError, Group, Tenure};
+use crate::log::topic::Inspector;
+use crate::log::{LogError, Options};
+use crate::store::stored::{counters, events};
+use crate::store::{Store, Verdict};
+
+/// The longest that a worker sleeps or polls before it looks whether its tenure has ended.
+const LOOK_UP: Duration = Duration::from_millis(100);
+
+/// What a worker works with.
+#[derive(Clone)]
+pub struct Tools {
+    /// How to reach the log.
+    pub options: Options,
+    /// How much and how long.
+    pub settings: Settings,
+    /// Which log.
+    pub log: Arc<Generation>,
+    /// Membership and commits.
+    pub group: Arc<Group>,
+    /// Questions to Kafka.
+    pub inspector: Arc<Inspector>,
+    /// ClickHouse.
+    pub store: Store,
+    /// Runs what the store does.
+    pub runtime: Handle,
+    /// Told what happens.
+    pub observer: Arc<dyn WriterObserver>,
+    /// Whether the program is ending.
+    pub is_ending: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// What a worker holds of the range it is at.
+enum Held<K: Kind> {
+    Nothing,
+    Filled(Filled<K>),
+    Encoded { rows: Rows, events: u64, new_events: u64 },
+}
+
+/// Stores one partition.
+pub struct Worker<K: Kind> {
+    tools: Tools,
+    tenure: Arc<Tenure>,
+    machine: Machine,
+    tokens: Tokens,
+    filler: Filler<K>,
+    seen: SeenKeys,
+    held: Held<K>,
+}
+
+impl<K: Kind> Worker<K> {
+    /// A worker for a partition that was just assigned.
+    pub fn new(tools: Tools, tenure: Arc<Tenure>) -> Result<Worker<K>, LogError> {
+        let partition = tenure.partition;
+        let place = Place { topic: tenure.topic.as_str().into(), partition: partition as i32 };
+        let Settings { claim_age_max, backoff_min, backoff_max, .. } = tools.settings;
+        let jitter = u64::from(std::process::id()) << 32 | u64::from(partition);
+        let machine =
+            Machine::new(place, Limits { claim_age_max, backoff_min, backoff_max }, jitter, Instant::now());
+        Ok(Worker {
+            tokens: Tokens { kind: K::NAME, log: tools.log.identity(), partition: partition as i32 },
+            filler: Filler::new(&tools.options, &tenure.topic, partition, tools.settings, tools.observer.clone())?,
+            seen: SeenKeys::new(K::KEY_LANES),
+            held: Held::Nothing,
+            machine,
+            tenure,
+            tools,
+        })
+    }
+
+    /// Works until the tenure ends, or the program.
+    pub fn run(mut self) {
+        let partition = self.tenure.partition;
+        loop {
+            if !self.tenure.is_active() {
+                break;
+            }
+            if (self.tools.is_ending)() {
+                self.machine.leave();
+            }
+            match self.machine.next(Instant::now()) {
+                Step::Leave => break,
+                Step::Wait(pause) => std::thread::sleep(pause.min(LOOK_UP)),
+                Step::Halt(halt) => {
+                    self.stand_still(&halt);
+                    break;
+                }
+                step => {
+                    let outcome = self.perform(step);
+                    self.machine.on(outcome, Instant::now());
+                }
+            }
+        }
+        self.tools.observer.left(partition);
+    }
+
+    /// Says why and waits for the end of the tenure.
+    fn stand_still(&self, halt: &Halt) {
+        tracing::error!(partition = self.tenure.partition, reason = %halt, "a partition stands still");
+        self.tools.observer.halted(self.tenure.partition, &halt.to_string());
+        while self.tenure.is_active() && !(self.tools.is_ending)() {
+            std::thread::sleep(LOOK_UP);
+        }
+    }
+
+    fn perform(&mut self, step: Step) -> Outcome {
+        match step {
+            Step::Recover => self.recover(),
+            Step::LoadSeen { generation, below } => self.load_seen(generation, below),
+            Step::Read { from, through } => self.read(from, through),
+            Step::Claim(claim) => {
+                fail::fail_point!("writer::before_claim", |_| end_process());
+                let outcome = self.commit(claim);
+                fail::fail_point!("writer::after_claim", |_| end_process());
+                outcome
+            }
+            Step::InsertEvents(insert) => {
+                let outcome = self.insert(&insert, Table::Events);
+                fail::fail_point!("writer::after_events", |_| end_process());
+                outcome
+            }
+            Step::InsertCounters(insert) => {
+                let outcome = self.insert(&insert, Table::Counters);
+                fail::fail_point!("writer::after_counters", |_| end_process());
+                outcome
+            }
+            Step::Commit(committed) => {
+                fail::fail_point!("writer::before_commit", |_| end_process());
+                self.commit(committed)
+            }
+            // Carried out by `run`.
+            Step::Wait(_) | Step::Leave | Step::Halt(_) => Outcome::Unknown,
+        }
+    }
+
+    fn recover(&mut self) -> Outcome {
+        let (tenure, log) = (&self.tenure, &self.tools.log);
+        let start = log.start_offsets.get(tenure.partition as usize).copied().unwrap_or(0);
+        let committed = match self.tools.group.committed(tenure) {
+            Ok(commit) => commit,
+            Err(error) => return self.not_yet("asking Kafka what is committed", &error),
+        };
+        let stored = self.tools.store.stored_to::<K>(log.number, tenure.partition, start);
+        let (ledger, orphans) = match self.tools.runtime.block_on(stored) {
+            Ok(found) => found,
+            Err(error) => return self.not_yet("asking ClickHouse what is stored", &error),
+        };
+        let (log_low, log_high) = match self.tools.inspector.watermarks(&tenure.topic, tenure.partition) {
+            Ok(found) => found,
+            Err(error) => return self.not_yet("asking Kafka how far the log reaches", &error),
+        };
+        let known = Recovered {
+            generation: log.number,
+            start,
+            committed: committed
+                .map_or(LastCommit::None, |commit| LastCommit::read(Some(commit.offset), &commit.metadata)),
+            ledger: ledger.map(|found| Ledger { first: found.first, next: found.next, offsets: found.offsets }),
+            orphans: orphans.map(|found| Orphans { last_min: found.last_min, last_max: found.last_max }),
+            log_low,
+            log_high,
+        };
+        tracing::info!(partition = tenure.partition, ?known, "took a partition over");
+        Outcome::Recovered(known)
+    }
+
+    fn load_seen(&mut self, generation: u32, below: i64) -> Outcome {
+        let began = Instant::now();
+        let (partition, partitions) = (self.tenure.partition, self.tools.log.partitions() as u32);
+        let (seen, tenure) = (&mut self.seen, &self.tenure);
+        *seen = SeenKeys::new(K::KEY_LANES);
+        self.held = Held::Nothing;
+        self.filler.reset();
+        let mut read = 0u64;
+        let mut active = true;
+        let loading = self.tools.store.stored_keys::<K>(generation, partition, below, |key| {
+            if key.lane < K::KEY_LANES && partition_of(&key.id, partitions) == partition {
+                seen.insert(key);
+            }
+            read += 1;
+            // Looked at now and then: a long load ends soon after the tenure.
+            active = !read.is_multiple_of(1 << 20) || tenure.is_active();
+            active
+        });
+        let loaded = self.tools.runtime.block_on(loading);
+        if !active {
+            return Outcome::Fenced;
+        }
+        if let Err(error) = loaded {
+            return self.not_yet("reading the stored keys", &error);
+        }
+        let keys = self.seen.len();
+        tracing::info!(partition, keys, below, seconds = began.elapsed().as_secs_f64(), "read the stored keys");
+        self.tools.observer.seen(partition, keys as u64, self.seen.bytes() as u64);
+        Outcome::Done
+    }
+
+    fn read(&mut self, from: i64, through: Option<i64>) -> Outcome {
+        self.held = Held::Nothing;
+        let (tenure, ending) = (self.tenure.clone(), self.tools.is_ending.clone());
+        let go_on = move || tenure.is_active() && !ending();
+        let filled = self.filler.fill(from, through, &mut self.seen, &go_on);
+        match filled {
+            Ok(Some(filled)) => {
+                let outcome = Outcome::Read { last: filled.last, new_events: filled.block.new_events() };
+                self.held = Held::Filled(filled);
+                outcome
+            }
+            Ok(None) => Outcome::Idle,
+            Err(outcome) => outcome,
+        }
+    }
+
+    fn insert(&mut self, insert: &Insert, table: Table) -> Outcome {
+        self.encode(insert);
+        let (tools, partition) = (&self.tools, self.tenure.partition);
+        let Held::Encoded { rows, .. } = &self.held else {
+            return Outcome::Refused("the block could not be encoded: see the log".to_owned());
+        };
+        let (encoded, name, token) = match table {
+            Table::Events => (&rows.events, events::<K>(), self.tokens.events(insert.generation, insert.range)),
+            Table::Counters => (&rows.counters, counters::<K>(), self.tokens.counters(insert.generation, insert.range)),
+        };
+        let began = Instant::now();
+        if began > insert.deadline {
+            return Outcome::Late;
+        }
+        let inserted = tools.runtime.block_on(tools.store.insert(&name, &token, encoded.stream.clone()));
+        tools.observer.inserted(table.name(), encoded.rows as u64, began.elapsed(), inserted.is_ok());
+        match inserted {
+            Ok(()) => Outcome::Done,
+            Err(error) => match error.verdict() {
+                Verdict::Retry | Verdict::RetryWithAlarm => self.not_yet("inserting into ClickHouse", &error),
+                Verdict::Stop | Verdict::SetAside => {
+                    tracing::error!(partition, %error, "ClickHouse refuses an insert");
+                    Outcome::Refused(error.to_string())
+                }
+            },
+        }
+    }
+
+    /// Encodes the block held, once: a repeated insert sends the same bytes.
+    fn encode(&mut self, insert: &Insert) {
+        match std::mem::replace(&mut self.held, Held::Nothing) {
+            Held::Filled(filled) => {
+                let (seen_events, new_events) = (filled.block.events, filled.block.new_events());
+                match encode(filled.block, insert.generation, self.tenure.partition, insert.range) {
+                    Ok(rows) => self.held = Held::Encoded { rows, events: seen_events, new_events },
+                    Err(error) => tracing::error!(%error, "a block could not be encoded"),
+                }
+            }
+            held => self.held = held,
+        }
+    }
+
+    fn commit(&mut self, committed: Committed) -> Outcome {
+        let commit = Commit { offset: committed.next, metadata: committed.metadata() };
+        match self.tools.group.commit(&self.tenure, &commit) {
+            Ok(()) => {
+                if committed.pending_last.is_none() {
+                    self.finished(committed.next);
+                }
+                Outcome::Done
+            }
+            Err(CommitError::Ended) => Outcome::Fenced,
+            Err(CommitError::Unknown(error)) => self.not_yet("committing to Kafka", &error),
+        }
+    }
+
+    /// A range is stored and committed.
+    fn finished(&mut self, next: i64) {
+        let partition = self.tenure.partition;
+        if let Held::Encoded { events, new_events, .. } = std::mem::replace(&mut self.held, Held::Nothing) {
+            self.tools.observer.stored(partition, events, new_events, next);
+            self.tools.observer.seen(partition, self.seen.len() as u64, self.seen.bytes() as u64);
+        }
+    }
+
+    /// For what may have happened, or may happen when it is tried again.
+    fn not_yet(&self, what: &str, error: &dyn std::error::Error) -> Outcome {
+        tracing::warn!(partition = self.tenure.partition, what, %error, "not done yet, trying again");
+        Outcome::Unknown
+    }
+}
+
+/// Where an insert goes.
+#[derive(Clone, Copy)]
+enum Table {
+    Events,
+    Counters,
+}
+
+impl Table {
+    fn name(self) -> &'static str {
+        match self {
+            Table::Events => "events",
+            Table::Counters => "counters",
+        }
+    }
+}
+
+/// For the places at which a test ends the process.
+fn end_process() -> Outcome {
+    // SAFETY: sends a signal to this very process; touches no memory.
+    unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    Outcome::Unknown
+}
