@@ -45,7 +45,10 @@ class Millrace:
             return "the program was built anew"
         with open(f"{running}/environ", "rb") as source:
             pairs = [pair.partition(b"=") for pair in source.read().split(b"\0")]
-        before, now = own_environment({os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}), own_environment(environment)
+        before, now = (
+            own_environment({os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}),
+            own_environment(environment),
+        )
         changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         return f"{', '.join(changed)} changed" if changed else None
 

@@ -60,7 +60,9 @@ def only_one(home):
                 break
             except BlockingIOError:
                 if time.monotonic() > end:
-                    raise Failure(f"another scripts/up or scripts/down has been at work for {LOCK_WAIT_S} s: end it and run this again") from None
+                    raise Failure(
+                        f"another scripts/up or scripts/down has been at work for {LOCK_WAIT_S} s: end it and run this again"
+                    ) from None
             if not told:
                 say("another scripts/up or scripts/down is at work, waiting for it")
                 told = True
