@@ -10,16 +10,15 @@
 //! one stage to the next lives in `exchange` (HTTP) and `flow` (events). `run` wires all stages and is the only place
 //! that names all of them.
 
-
 #[cfg(test)]
 mod dice;
 
+pub mod batch;
 pub mod config;
 pub mod exchange;
 pub mod flow;
 pub mod kinds;
-pub mod batch;
 pub mod log;
-pub mod writer;
-pub mod store;
 pub mod report;
+pub mod store;
+pub mod writer;

@@ -10,7 +10,6 @@ use rdkafka::Message;
 use rdkafka::message::BorrowedMessage;
 
 use super::block::{Block, BlockBuilder};
-use super::machine::Outcome;
 use super::seen::SeenKeys;
 use super::{Settings, WriterObserver};
 use crate::kinds::{Columns, Kind};
@@ -28,6 +27,14 @@ pub struct Filled<K: Kind> {
     pub block: Block<K>,
     /// The last offset of the range.
     pub last: i64,
+}
+
+/// Why a block could not be built.
+pub enum FillError {
+    /// The log does not hold the offset asked for.
+    OutOfRange,
+    /// The reader does not work at the moment.
+    Stuck,
 }
 
 /// A record, decoded.
@@ -86,7 +93,7 @@ impl<K: Kind> Filler<K> {
         through: Option<i64>,
         seen: &mut SeenKeys,
         go_on: &dyn Fn() -> bool,
-    ) -> Result<Option<Filled<K>>, Outcome> {
+    ) -> Result<Option<Filled<K>>, FillError> {
         self.begin(from)?;
         while go_on() {
             if let Some(last) = self.complete(through) {
@@ -113,7 +120,7 @@ impl<K: Kind> Filler<K> {
         Ok(None)
     }
 
-    fn begin(&mut self, from: i64) -> Result<(), Outcome> {
+    fn begin(&mut self, from: i64) -> Result<(), FillError> {
         if self.open.as_ref().is_none_or(|open| open.from != from) {
             self.open = Some(Open { from, builder: BlockBuilder::new(), last: None, since: Instant::now() });
         }
@@ -124,7 +131,7 @@ impl<K: Kind> Filler<K> {
             self.stash = None;
             self.reader.start_at(standing).map_err(|error| {
                 tracing::warn!(partition = self.partition, %error, "the reader could not be set to its offset");
-                Outcome::Unknown
+                FillError::Stuck
             })?;
             self.reads_at = Some(standing);
         }
@@ -167,7 +174,7 @@ impl<K: Kind> Filler<K> {
     }
 
     /// The next record; `None` when nothing came within a moment, or before the open block is old enough.
-    fn next_record(&mut self) -> Result<Option<Decoded<K::Columns>>, Outcome> {
+    fn next_record(&mut self) -> Result<Option<Decoded<K::Columns>>, FillError> {
         let age_left = match &self.open {
             Some(open) if open.last.is_some() => self.settings.range_age_max.saturating_sub(open.since.elapsed()),
             _ => POLL_MAX,
@@ -179,7 +186,7 @@ impl<K: Kind> Filler<K> {
                 return Ok(Some(decoded));
             }
             Polled::Nothing | Polled::End => return Ok(None),
-            Polled::OutOfRange => return Err(Outcome::OutOfRange),
+            Polled::OutOfRange => return Err(FillError::OutOfRange),
             Polled::Failed(error) => error,
         };
         if self.complained.is_none_or(|when| when.elapsed() > COMPLAIN_EVERY) {

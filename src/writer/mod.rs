@@ -15,12 +15,51 @@
 //! - [`halt`]: what stops a partition until an operator has looked at it.
 //! - [`identity`]: whether the log is still the one that was recorded.
 //! - [`seen`]: the keys that are stored already.
-//! - [`block`]: the new events of a range with their counters.
+//! - [`block`]: the new events of a range with their counters; [`rows`] is their form in the store's tables.
+//! - [`fill`], [`worker`], [`members`]: the shell, from the inside out: reading a range, one partition, all partitions of
+//!   this process.
 
 pub mod block;
 pub mod claim;
+pub mod fill;
 pub mod halt;
 pub mod identity;
 pub mod machine;
+pub mod members;
 pub mod recover;
+pub mod rows;
 pub mod seen;
+pub mod worker;
+
+use std::time::Duration;
+
+/// How much a writer takes at once, and how long it waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Events of one range, at most.
+    pub range_events_max: u64,
+    /// How long events are gathered for one range.
+    pub range_age_max: Duration,
+    /// How old a claim may be when an insert under it is sent.
+    pub claim_age_max: Duration,
+    /// The first wait after a failure.
+    pub backoff_min: Duration,
+    /// The longest wait between two tries.
+    pub backoff_max: Duration,
+}
+
+/// Told what the workers do; called from their threads.
+pub trait WriterObserver: Send + Sync + 'static {
+    /// A block of `rows` was sent to a table.
+    fn inserted(&self, table: &'static str, rows: u64, elapsed: Duration, ok: bool);
+    /// A range is stored: so many events, of which so many were new; `next` is the next offset.
+    fn stored(&self, partition: u32, events: u64, new_events: u64, next: i64);
+    /// How many keys a partition's worker holds, and the bytes that they take.
+    fn seen(&self, partition: u32, keys: u64, bytes: u64);
+    /// A record could not be read.
+    fn bad_record(&self, partition: u32);
+    /// A partition stands still, and why.
+    fn halted(&self, partition: u32, reason: &str);
+    /// A worker has ended: its partition is no longer stored by this process.
+    fn left(&self, partition: u32);
+}

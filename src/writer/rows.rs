@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayData, ArrayRef, Int64Array, RecordBatch, TimestampMillisecondArray, UInt32Array, UInt64Array, make_array,
+    Array, ArrayData, ArrayRef, Int64Array, RecordBatch, TimestampMillisecondArray, UInt32Array, UInt64Array,
+    make_array,
 };
 use arrow::buffer::Buffer;
 use arrow::compute::concat_batches;
@@ -17,6 +18,7 @@ use bytes::Bytes;
 
 use super::block::Block;
 use super::claim::Range;
+use crate::kinds::instant::{DAY_US, DAYS, civil_from_days};
 use crate::kinds::{Columns, Counters, Kind};
 
 /// What an insert sends. Kept until it is confirmed, so that a repeat sends the same bytes.
@@ -43,12 +45,7 @@ pub fn encode<K: Kind>(block: Block<K>, generation: u32, partition: u32, range: 
     Ok(Rows { events: stream(&events)?, counters: stream(&counters)? })
 }
 
-fn events<K: Kind>(
-    block: Block<K>,
-    generation: u32,
-    partition: u32,
-    range: Range,
-) -> Result<RecordBatch, ArrowError> {
+fn events<K: Kind>(block: Block<K>, generation: u32, partition: u32, range: Range) -> Result<RecordBatch, ArrowError> {
     let rows = block.offsets.len();
     let month = month_of(block.first_timestamp_ms().unwrap_or(0));
     let accepted = TimestampMillisecondArray::from(block.timestamps_ms).with_timezone("UTC");
@@ -132,15 +129,9 @@ fn stream(batch: &RecordBatch) -> Result<Encoded, ArrowError> {
 
 /// The UTC month of an instant (milliseconds since 1970) as YYYYMM: the partition of the events table, one for a block.
 fn month_of(timestamp_ms: i64) -> u32 {
-    // The proleptic Gregorian calendar in eras of 400 years that begin on 1 March.
-    let days = timestamp_ms.div_euclid(86_400_000) + 719_468;
-    let day_of_era = days.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = year_of_era + days.div_euclid(146_097) * 400 + i64::from(month <= 2);
-    (year * 100 + month).clamp(0, 999_912) as u32
+    let days = timestamp_ms.div_euclid(DAY_US / 1000).clamp(0, i64::from(DAYS.end));
+    let (year, month, _) = civil_from_days(days as i32);
+    year as u32 * 100 + month
 }
 
 #[cfg(test)]

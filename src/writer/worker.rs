@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 use super::claim::{Committed, LastCommit, Tokens};
-use super::fill::{Filled, Filler};
+use super::fill::{FillError, Filled, Filler};
 use super::halt::{Halt, Place};
 use super::identity::Generation;
 use super::machine::{Insert, Limits, Machine, Outcome, Step};
@@ -76,8 +76,7 @@ impl<K: Kind> Worker<K> {
         let place = Place { topic: tenure.topic.as_str().into(), partition: partition as i32 };
         let Settings { claim_age_max, backoff_min, backoff_max, .. } = tools.settings;
         let jitter = u64::from(std::process::id()) << 32 | u64::from(partition);
-        let machine =
-            Machine::new(place, Limits { claim_age_max, backoff_min, backoff_max }, jitter, Instant::now());
+        let machine = Machine::new(place, Limits { claim_age_max, backoff_min, backoff_max }, jitter, Instant::now());
         Ok(Worker {
             tokens: Tokens { kind: K::NAME, log: tools.log.identity(), partition: partition as i32 },
             filler: Filler::new(&tools.options, &tenure.topic, partition, tools.settings, tools.observer.clone())?,
@@ -227,7 +226,8 @@ impl<K: Kind> Worker<K> {
                 outcome
             }
             Ok(None) => Outcome::Idle,
-            Err(outcome) => outcome,
+            Err(FillError::OutOfRange) => Outcome::OutOfRange,
+            Err(FillError::Stuck) => Outcome::Unknown,
         }
     }
 
@@ -320,6 +320,7 @@ impl Table {
 }
 
 /// For the places at which a test ends the process.
+#[cfg_attr(not(feature = "failpoints"), allow(dead_code))]
 fn end_process() -> Outcome {
     // SAFETY: sends a signal to this very process; touches no memory.
     unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };

@@ -14,7 +14,9 @@ pub use parse::{CaptchaEvent, CaptchaType};
 
 use simd_json::tape::Value;
 
-use super::{Key, Kind, Rejection};
+use super::instant::write_date;
+use super::uuid_text::write_uuid;
+use super::{CountersSql, Key, Kind, Rejection};
 
 /// The kind.
 #[derive(Debug, Default, Clone, Copy)]
@@ -26,6 +28,13 @@ impl Kind for Captcha {
     /// Lane 0 holds what was served, lane 1 what was solved.
     const KEY_LANES: u8 = 2;
     const KEY_SQL: (&'static str, &'static str) = ("toUInt8(toInt8(type) - 1)", "UUIDToNum(correlation_id)");
+    const COUNTERS_SQL: CountersSql = CountersSql {
+        key: "toInt32(day), UUIDToNum(site_id)",
+        key_bytes: 20,
+        values: &["served", "solved"],
+        recount_key: "toInt32(toDate32(time)), UUIDToNum(site_id)",
+        recount_values: &["countIf(type = 'serve')", "countIf(type = 'solve')"],
+    };
     type Columns = CaptchaColumns;
     type Counters = CaptchaCounters;
     type Event<'v> = CaptchaEvent;
@@ -36,13 +45,21 @@ impl Kind for Captcha {
     }
 
     #[inline]
-    fn partition_key<'e>(event: &'e CaptchaEvent) -> &'e [u8] {
+    fn partition_key(event: &CaptchaEvent) -> &[u8] {
         &event.correlation_id
     }
 
     #[inline]
     fn push(columns: &mut CaptchaColumns, event: &CaptchaEvent) {
         columns.push(event);
+    }
+
+    fn describe_counter(key: &[u8]) -> String {
+        let (Some(day), Some(site)) = (key.first_chunk::<4>(), key.last_chunk::<16>()) else {
+            return format!("counter {key:02x?}");
+        };
+        let (day, site) = (write_date(i32::from_le_bytes(*day)), write_uuid(site));
+        format!("day {}, site {}", String::from_utf8_lossy(&day), String::from_utf8_lossy(&site))
     }
 
     #[inline]
