@@ -2,11 +2,10 @@
 //!
 //! In: [`Chunk`]s over a bounded channel for each partition, never waiting (a full channel is overload, and the request
 //! is refused). Out: [`Batch`]es, closed by size or by age, in the order in which the chunks came. A chunk larger than a
-//! record is cut. Nothing is kept once the channels' senders are gone.
+//! record is cut.
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender, TrySendError};
@@ -39,49 +38,26 @@ pub struct Batch<C> {
     pub acks: Vec<AckPart>,
 }
 
-/// The batchers of one kind.
-pub struct Batchers<C> {
-    senders: Vec<Sender<Chunk<C>>>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-/// The way into the batchers, for requests.
+/// The way into the batchers of one kind.
 pub struct Inlet<C>(Vec<Sender<Chunk<C>>>);
 
-impl<C: Columns> Batchers<C> {
-    /// Starts a batcher for each of `partitions`; `produce` is called in its thread and may block.
-    pub fn start<P>(name: &str, partitions: u32, options: Options, produce: P) -> std::io::Result<Batchers<C>>
-    where
-        P: Fn(Batch<C>) + Send + Sync + 'static,
-    {
-        let produce = Arc::new(produce);
-        let mut batchers = Batchers { senders: Vec::new(), threads: Vec::new() };
-        for partition in 0..partitions {
-            let (sender, receiver) = channel::bounded(CHUNKS_MAX);
-            let produce = produce.clone();
-            let thread = std::thread::Builder::new()
-                .name(format!("batch-{name}-{partition}"))
-                .spawn(move || Batcher { partition, options, receiver }.run(&*produce))?;
-            batchers.senders.push(sender);
-            batchers.threads.push(thread);
-        }
-        Ok(batchers)
-    }
-
-    /// A way in. The batchers end when every inlet and the batchers' own senders are gone.
-    pub fn inlet(&self) -> Inlet<C> {
-        Inlet(self.senders.clone())
-    }
-
-    /// Produces what is left and ends the threads; every [`Inlet`] must have been dropped.
-    pub fn finish(self) {
-        drop(self.senders);
-        for thread in self.threads {
-            if thread.join().is_err() {
-                tracing::error!("a batcher ended in a panic");
-            }
-        }
-    }
+/// Starts a batcher for each of `partitions`; `produce` is called in its thread and may block. The batchers end when the
+/// inlet is dropped, after they have produced what is left.
+pub fn start<C, P>(name: &str, partitions: u32, options: Options, produce: P) -> std::io::Result<Inlet<C>>
+where
+    C: Columns,
+    P: Fn(Batch<C>) + Send + Sync + 'static,
+{
+    let produce = Arc::new(produce);
+    let senders = (0..partitions).map(|partition| {
+        let (sender, receiver) = channel::bounded(CHUNKS_MAX);
+        let produce = produce.clone();
+        let batcher = Batcher { partition, options, receiver };
+        let thread = std::thread::Builder::new().name(format!("batch-{name}-{partition}"));
+        thread.spawn(move || batcher.run(&*produce))?;
+        Ok(sender)
+    });
+    Ok(Inlet(senders.collect::<std::io::Result<_>>()?))
 }
 
 impl<C: Columns> ChunkSink<C> for Inlet<C> {
@@ -174,5 +150,87 @@ struct Open<C> {
 impl<C: Default> Default for Open<C> {
     fn default() -> Open<C> {
         Open { columns: C::default(), acks: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::flow::Ack;
+    use crate::kinds::captcha::{CaptchaColumns, CaptchaEvent, CaptchaType};
+
+    fn columns(ids: std::ops::Range<u8>) -> CaptchaColumns {
+        let mut columns = CaptchaColumns::default();
+        for id in ids {
+            let (time_us, captcha_type) = (i64::from(id), CaptchaType::Serve);
+            columns.push(&CaptchaEvent { time_us, captcha_type, correlation_id: [id; 16], site_id: [0; 16] });
+        }
+        columns
+    }
+
+    fn options(events_max: usize) -> Options {
+        Options { events_max, bytes_max: 1 << 20, linger: Duration::from_millis(5) }
+    }
+
+    /// Sends chunks to one batcher and returns the batches' lengths, and whether the request was acknowledged.
+    fn batches(options: Options, chunks: &[std::ops::Range<u8>], acknowledge: fn(usize) -> bool) -> (Vec<usize>, bool) {
+        let lengths = Arc::new(Mutex::new(Vec::new()));
+        let seen = lengths.clone();
+        let inlet = start("test", 1, options, move |batch: Batch<CaptchaColumns>| {
+            let mut seen = seen.lock().unwrap();
+            seen.push(batch.columns.len());
+            let acknowledged = acknowledge(seen.len());
+            batch.acks.into_iter().for_each(|ack| ack.settle(acknowledged));
+        })
+        .unwrap();
+        let ack = Ack::new();
+        for ids in chunks {
+            assert!(inlet.try_send(0, Chunk { columns: columns(ids.clone()), ack: ack.part() }).is_ok());
+        }
+        let acknowledged = ack.wait(Duration::from_secs(20));
+        drop(inlet);
+        let lengths = lengths.lock().unwrap().clone();
+        (lengths, acknowledged)
+    }
+
+    #[test]
+    fn small_chunks_share_a_batch_and_large_ones_are_cut() {
+        let (lengths, acknowledged) = batches(options(10), &[0..3, 3..6], |_| true);
+        assert_eq!(lengths.iter().sum::<usize>(), 6);
+        assert!(lengths.len() <= 2 && acknowledged);
+        let (lengths, acknowledged) = batches(options(10), &[0..25], |_| true);
+        assert_eq!(lengths, [10, 10, 5]);
+        assert!(acknowledged);
+    }
+
+    #[test]
+    fn a_request_fails_with_any_of_its_batches() {
+        let (_, acknowledged) = batches(options(10), &[0..25], |batch| batch != 2);
+        assert!(!acknowledged);
+    }
+
+    #[test]
+    fn a_batch_is_bounded_in_bytes() {
+        let bytes_per_event = columns(0..100).bytes() / 100;
+        let (lengths, _) = batches(Options { bytes_max: bytes_per_event * 20, ..options(1000) }, &[0..100], |_| true);
+        assert_eq!(lengths.iter().sum::<usize>(), 100);
+        assert!(lengths.iter().all(|length| *length <= 21), "{lengths:?}");
+    }
+
+    #[test]
+    fn nobody_waits_for_a_part_that_was_dropped() {
+        let ack = Ack::new();
+        drop(ack.part());
+        assert!(!ack.wait(Duration::from_secs(20)));
+    }
+
+    #[test]
+    fn the_work_of_a_request_that_has_given_up_is_saved() {
+        let ack = Ack::new();
+        let part = ack.part();
+        assert!(!ack.wait(Duration::ZERO));
+        assert!(part.is_abandoned());
     }
 }

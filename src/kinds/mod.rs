@@ -122,3 +122,15 @@ pub trait Kind: Send + Sync + Sized + 'static {
 pub fn partition_of(partition_key: &[u8], partitions: u32) -> u32 {
     (xxhash_rust::xxh3::xxh3_64(partition_key) % u64::from(partitions)) as u32
 }
+
+/// A report of a kind: what may be asked, and how its counters answer it. Pure: the report stage runs the query.
+pub trait Report: Send + Sync + 'static {
+    /// A question, understood.
+    type Query: Send + Sync;
+    /// Reads the query of the request's target; the error says what is wrong with which parameter and what is allowed.
+    fn parse(query: Option<&str>) -> Result<Self::Query, String>;
+    /// The query of the kind's counters table (named in full), whose rows come in RowBinary.
+    fn sql(query: &Self::Query, counters_table: &str) -> String;
+    /// The answer's body, in JSON, out of the rows; the error is a mistake of ours.
+    fn render(query: &Self::Query, rows: &[u8]) -> Result<Vec<u8>, String>;
+}

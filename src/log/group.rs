@@ -172,6 +172,7 @@ impl Group {
         config
             .set("group.id", &options.group)
             .set("group.protocol", &options.group_protocol)
+            .set("max.poll.interval.ms", options.poll_ms_max.to_string())
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "latest");

@@ -9,9 +9,9 @@ pub mod produce;
 pub mod record;
 pub mod topic;
 
-use std::collections::BTreeMap;
-
 use rdkafka::ClientConfig;
+
+use crate::config::KafkaOptions;
 
 /// How to reach the log.
 #[derive(Clone, Debug)]
@@ -24,21 +24,20 @@ pub struct Options {
     pub group_protocol: String,
     /// Milliseconds after which a silent writer loses its partitions (`classic` only: with `consumer` the broker decides).
     pub session_ms: u32,
+    /// Milliseconds within which a writer must ask for news of its group.
+    pub poll_ms_max: u32,
     /// Milliseconds within which Kafka must acknowledge a record.
     pub delivery_ms_max: u32,
     /// Compression of the records' batches.
     pub compression: String,
     /// Further settings of librdkafka, passed on as they are.
-    pub extra: BTreeMap<String, String>,
+    pub extra: KafkaOptions,
 }
 
 impl Options {
     /// What every client of ours starts from.
     fn client_config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
-        for (name, value) in &self.extra {
-            config.set(name, value);
-        }
         config
             .set("bootstrap.servers", &self.brokers)
             .set("client.id", "millrace")
@@ -47,6 +46,9 @@ impl Options {
             .set("reconnect.backoff.max.ms", "1000")
             .set("socket.nagle.disable", "true")
             .set("log.connection.close", "false");
+        for (name, value) in self.extra.iter() {
+            config.set(name, value);
+        }
         config
     }
 }

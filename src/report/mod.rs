@@ -1,3 +1,87 @@
-//! Answers reports from the counters.
+//! Answers reports from the counters, never from the events.
+//!
+//! In: a request's query. Out: its answer, whole and right, or a fault: ClickHouse away is a 503. Identical questions that
+//! come at once are asked once.
 
 pub mod flight;
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+
+use crate::exchange::{Answer, Endpoint, Fault, Head};
+use crate::kinds::Report;
+use crate::store::{Store, StoreError};
+use flight::SingleFlight;
+
+/// Beyond the store's own bound, so that its error comes first.
+const MARGIN: Duration = Duration::from_millis(500);
+
+/// Told about each query that was run.
+pub trait ReportObserver: Send + Sync + 'static {
+    /// A query took so long, and whether it was answered.
+    fn queried(&self, elapsed: Duration, ok: bool);
+}
+
+/// `GET` of a report.
+pub struct ReportEndpoint<R> {
+    store: Store,
+    table: String,
+    timeout: Duration,
+    flights: SingleFlight<Result<Bytes, Arc<StoreError>>>,
+    observer: Arc<dyn ReportObserver>,
+    report: PhantomData<fn() -> R>,
+}
+
+impl<R: Report> ReportEndpoint<R> {
+    /// Reports from the counters table of this name; queries run on `runtime` and take `timeout` at most.
+    pub fn new(
+        store: Store,
+        counters_table: &str,
+        timeout: Duration,
+        runtime: Handle,
+        observer: Arc<dyn ReportObserver>,
+    ) -> ReportEndpoint<R> {
+        let table = store.table(counters_table);
+        let flights = SingleFlight::new(runtime);
+        ReportEndpoint { store, table, timeout, flights, observer, report: PhantomData }
+    }
+
+    fn ask(&self, query: &R::Query) -> Result<Answer, Fault> {
+        let sql = R::sql(query, &self.table);
+        let rows = self.flights.ask(&sql, self.timeout + MARGIN, || {
+            let (store, sql, observer) = (self.store.clone(), sql.clone(), self.observer.clone());
+            async move {
+                let began = Instant::now();
+                let rows = store.row_binary(&sql).await.map_err(Arc::new);
+                observer.queried(began.elapsed(), rows.is_ok());
+                if let Err(error) = &rows {
+                    tracing::warn!(%error, "a report could not be read");
+                }
+                rows
+            }
+        });
+        let rows = match rows {
+            Some(Ok(rows)) => rows,
+            Some(Err(_)) | None => {
+                let message = "ClickHouse does not answer at the moment: reports come back when it does".into();
+                return Err(Fault::Unavailable { message, retry_after_s: 2 });
+            }
+        };
+        let body = R::render(query, &rows).map_err(|error| {
+            tracing::error!(error, "a report's rows cannot be read");
+            Fault::Internal
+        })?;
+        Ok(Answer::json(200, body))
+    }
+}
+
+impl<R: Report> Endpoint for ReportEndpoint<R> {
+    fn answer(&self, head: &Head<'_>, _body: &mut Vec<u8>) -> Answer {
+        let query = R::parse(head.query).map_err(Fault::BadParameter);
+        query.and_then(|query| self.ask(&query)).unwrap_or_else(|fault| fault.answer())
+    }
+}

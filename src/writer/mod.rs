@@ -52,6 +52,8 @@ pub struct Settings {
 pub trait WriterObserver: Send + Sync + 'static {
     /// A block of `rows` was sent to a table.
     fn inserted(&self, table: &'static str, rows: u64, elapsed: Duration, ok: bool);
+    /// A partition was taken over: `next` is the next offset to be stored.
+    fn recovered(&self, partition: u32, next: i64);
     /// A range is stored: so many events, of which so many were new; `next` is the next offset.
     fn stored(&self, partition: u32, events: u64, new_events: u64, next: i64);
     /// How many keys a partition's worker holds, and the bytes that they take.

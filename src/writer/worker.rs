@@ -185,6 +185,7 @@ impl<K: Kind> Worker<K> {
 
     fn load_seen(&mut self, generation: u32, below: i64) -> Outcome {
         let began = Instant::now();
+        self.tools.observer.recovered(self.tenure.partition, below);
         let (partition, partitions) = (self.tenure.partition, self.tools.log.partitions() as u32);
         let (seen, tenure) = (&mut self.seen, &self.tenure);
         *seen = SeenKeys::new(K::KEY_LANES);

@@ -1,0 +1,173 @@
+//! The accepting side of one kind: from parsed chunks to acknowledged records.
+//!
+//! Requests can be answered before Kafka was ever reached (with a 503): the partitions are learnt in the background, and
+//! only then is there an inlet.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use super::storing::{Unknown, recognise};
+use super::{Program, RunError};
+use crate::batch::{self, Batch, Inlet, Options};
+use crate::exchange::Fault;
+use crate::flow::{Chunk, ChunkSink};
+use crate::kinds::{Columns, Kind};
+use crate::log::produce::{DeliveryObserver, Producer, Record};
+use crate::log::record;
+use crate::log::topic::Inspector;
+use crate::observe::health::{Condition, Duty};
+use crate::observe::metrics::KindMetrics;
+
+/// Bytes of events in one record: below Kafka's default `message.max.bytes` (1,048,588), with room for what frames them.
+const RECORD_BYTES_MAX: usize = 960_000;
+/// The pause before Kafka is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// The pause that a client is asked to make.
+const RETRY_AFTER_S: u16 = 1;
+
+/// The way from requests into the log of one kind.
+pub struct Intake<C> {
+    inlet: OnceLock<Inlet<C>>,
+    producer: Arc<Producer>,
+}
+
+impl<C: Columns> Intake<C> {
+    /// Whether a request can be taken now: refuses it before its body is read.
+    pub fn admit(&self) -> Result<(), Fault> {
+        let message = if self.inlet.get().is_none() {
+            "Kafka has not been reached yet: nothing can be accepted"
+        } else if self.producer.is_stalled() {
+            "Kafka does not acknowledge at the moment: nothing can be accepted"
+        } else {
+            return Ok(());
+        };
+        Err(Fault::Unavailable { message: message.into(), retry_after_s: RETRY_AFTER_S })
+    }
+
+    /// Whether Kafka acknowledges what it is sent.
+    pub fn is_stalled(&self) -> bool {
+        self.producer.is_stalled()
+    }
+
+    /// Waits until everything handed to Kafka is settled.
+    pub fn flush(&self, timeout: Duration) -> bool {
+        self.producer.flush(timeout)
+    }
+}
+
+impl<C: Columns> ChunkSink<C> for Intake<C> {
+    fn partitions(&self) -> u32 {
+        self.inlet.get().map_or(0, Inlet::partitions)
+    }
+
+    fn try_send(&self, partition: u32, chunk: Chunk<C>) -> Result<(), Chunk<C>> {
+        match self.inlet.get() {
+            Some(inlet) => inlet.try_send(partition, chunk),
+            None => Err(chunk),
+        }
+    }
+}
+
+/// The intake of a kind; its inlet opens in the background, once the log is known.
+pub fn open_intake<K: Kind>(program: &Arc<Program>, topic: &str) -> Result<Arc<Intake<K::Columns>>, RunError> {
+    let metrics = program.metrics.kind(K::NAME);
+    let producer = Arc::new(Producer::new(&program.log_options, Box::new(Deliveries(metrics)))?);
+    let intake = Arc::new(Intake { inlet: OnceLock::new(), producer });
+    let condition = program.health.condition(format!("{} intake", K::NAME), &[Duty::Accept], "Kafka was not reached yet");
+    let (program, topic, opening) = (program.clone(), topic.to_owned(), intake.clone());
+    std::thread::Builder::new().name(format!("open-{}", K::NAME)).spawn(move || {
+        if let Err(error) = open_when_known::<K>(&program, &topic, &opening, &condition) {
+            program.fail(error);
+        }
+    })?;
+    Ok(intake)
+}
+
+/// Opens the inlet, then keeps the condition true to whether Kafka acknowledges.
+fn open_when_known<K: Kind>(
+    program: &Program,
+    topic: &str,
+    intake: &Intake<K::Columns>,
+    condition: &Condition,
+) -> Result<(), RunError> {
+    let inspector = Inspector::new(&program.log_options)?;
+    loop {
+        match partitions::<K>(program, &inspector, topic) {
+            Ok(partitions) => {
+                let inlet = start_batchers::<K>(program, topic, partitions, intake.producer.clone())?;
+                // Opened here only.
+                let _ = intake.inlet.set(inlet);
+                condition.ok();
+                tracing::info!(topic, partitions, "accepting");
+                break;
+            }
+            Err(Unknown::Refused(reason)) => return Err(RunError::LogRefused(reason)),
+            Err(Unknown::NotYet(reason)) => condition.missing(reason),
+        }
+        if program.shutdown.wait(ASK_AGAIN) {
+            return Ok(());
+        }
+    }
+    while !program.shutdown.wait(ASK_AGAIN) {
+        if intake.is_stalled() {
+            condition.missing("Kafka does not acknowledge what it is sent");
+        } else {
+            condition.ok();
+        }
+    }
+    Ok(())
+}
+
+/// How many partitions the log has. The count is part of the data, so it is compared with what is recorded; only while
+/// ClickHouse, which holds the record, is away at the start is Kafka's word enough.
+fn partitions<K: Kind>(program: &Program, inspector: &Inspector, topic: &str) -> Result<u32, Unknown> {
+    let found = inspector
+        .partitions(topic)
+        .map_err(|error| Unknown::NotYet(error.to_string()))?
+        .ok_or_else(|| Unknown::NotYet(format!("there is no topic {topic} in Kafka: run `millrace migrate`")))?;
+    match recognise::<K>(inspector, &program.store, &program.runtime, topic) {
+        Ok(_) => {}
+        Err(Unknown::NotYet(reason)) => {
+            tracing::warn!(topic, %reason, "accepting without having compared the log with its record");
+        }
+        Err(refused) => return Err(refused),
+    }
+    Ok(found)
+}
+
+fn start_batchers<K: Kind>(
+    program: &Program,
+    topic: &str,
+    partitions: u32,
+    producer: Arc<Producer>,
+) -> Result<Inlet<K::Columns>, RunError> {
+    let options = Options {
+        events_max: program.config.kafka.batch_events_max as usize,
+        bytes_max: RECORD_BYTES_MAX,
+        linger: Duration::from_millis(program.config.kafka.linger_ms),
+    };
+    let metrics = program.metrics.kind(K::NAME);
+    let patience = Duration::from_millis(program.config.kafka.delivery_ms_max);
+    let (topic, headers) = (topic.to_owned(), record::headers::<K>());
+    let produce = move |batch: Batch<K::Columns>| {
+        let events = batch.columns.len();
+        metrics.batch_events.observe(events as f64);
+        let value = record::encode(batch.columns);
+        let record =
+            Record { topic: &topic, partition: batch.partition, headers: headers.clone(), value: &value, events, acks: batch.acks };
+        producer.produce(record, Instant::now() + patience);
+    };
+    Ok(batch::start(K::NAME, partitions, options, produce)?)
+}
+
+/// Turns deliveries into metrics.
+struct Deliveries(KindMetrics);
+
+impl DeliveryObserver for Deliveries {
+    fn delivered(&self, acknowledged: bool, _events: usize, elapsed: Duration) {
+        self.0.produce_seconds.observe(elapsed.as_secs_f64());
+        if !acknowledged {
+            self.0.produce_failures.inc();
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Runs the appliance: wires all stages in the flow's order. The only place that names every stage.
+
+pub mod accepting;
+pub mod storing;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+use crate::config::Config;
+use crate::door;
+use crate::exchange::Endpoint;
+use crate::kinds::captcha::{Captcha, report::CaptchaReport};
+use crate::kinds::{Kind, Report};
+use crate::log::{self, LogError};
+use crate::observe::health::{Duty, Health, Live, Ready};
+use crate::observe::metrics::{Exposition, KindMetrics, Metrics};
+use crate::observe::systemd;
+use crate::report::{ReportEndpoint, ReportObserver};
+use crate::shutdown::Shutdown;
+use crate::store::{Store, stored};
+use crate::writer;
+
+/// Threads that talk to ClickHouse: they wait, the work is done elsewhere.
+const RUNTIME_THREADS: usize = 2;
+
+/// What this process does.
+#[derive(Clone, Copy, Debug)]
+pub struct Roles {
+    /// Take events and answer reports.
+    pub accept: bool,
+    /// Store what is in the log.
+    pub store: bool,
+}
+
+/// Why the program ended other than by request.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The log is not the one that was recorded.
+    #[error("{0}")]
+    LogRefused(String),
+    /// A client of Kafka could not be set up: a setting it refuses.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// Listening.
+    #[error("cannot listen on {0}: {1}; is another program using it? set http.listen (MILLRACE_HTTP_LISTEN) to a free one")]
+    Listen(std::net::SocketAddr, std::io::Error),
+    /// The system refused a thread or a runtime.
+    #[error("the system refuses what the program needs: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// What all parts of a running program share.
+pub struct Program {
+    /// The settings.
+    pub config: Config,
+    /// Whether it is ending.
+    pub shutdown: Shutdown,
+    /// What is measured.
+    pub metrics: Arc<Metrics>,
+    /// What is missing.
+    pub health: Arc<Health>,
+    /// ClickHouse.
+    pub store: Store,
+    /// Runs what talks to ClickHouse.
+    pub runtime: Handle,
+    /// How to reach Kafka.
+    pub log_options: log::Options,
+    /// How much a writer takes at once.
+    pub writer_settings: writer::Settings,
+    failure: Mutex<Option<RunError>>,
+}
+
+impl Program {
+    /// Ends the program with an error; the first one counts.
+    pub fn fail(&self, error: RunError) {
+        tracing::error!(%error, "ending");
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.shutdown.request();
+    }
+}
+
+/// How to reach Kafka, by the configuration.
+pub fn log_options(config: &Config) -> log::Options {
+    log::Options {
+        brokers: config.kafka.brokers.clone(),
+        group: config.kafka.group(),
+        group_protocol: config.kafka.group_protocol.name().to_owned(),
+        session_ms: config.writer.session_ms as u32,
+        poll_ms_max: config.writer.poll_ms_max as u32,
+        delivery_ms_max: config.kafka.delivery_ms_max as u32,
+        compression: config.kafka.compression.name().to_owned(),
+        extra: config.kafka.options.clone(),
+    }
+}
+
+fn writer_settings(config: &Config) -> writer::Settings {
+    let ms = Duration::from_millis;
+    writer::Settings {
+        range_events_max: u64::from(config.writer.range_events_max),
+        range_age_max: ms(config.writer.range_age_ms),
+        claim_age_max: ms(config.writer.claim_age_ms_max),
+        backoff_min: ms(config.writer.backoff_ms_min),
+        backoff_max: ms(config.writer.backoff_ms_max),
+    }
+}
+
+/// Runs until `shutdown` is requested and everything in flight is settled, or until it cannot go on.
+pub fn run(config: &Config, roles: Roles, shutdown: Shutdown) -> Result<(), RunError> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().thread_name("store").build()?;
+    let program = Arc::new(Program {
+        config: config.clone(),
+        metrics: Metrics::new(),
+        health: Health::new(if roles.accept { Duty::Accept } else { Duty::Store }),
+        store: Store::new(&config.clickhouse),
+        runtime: runtime.handle().clone(),
+        log_options: log_options(config),
+        writer_settings: writer_settings(config),
+        failure: Mutex::default(),
+        shutdown,
+    });
+    let ran = wire(&program, roles);
+    // What still hangs in a call to ClickHouse is not waited for: nothing acknowledged depends on it.
+    runtime.shutdown_background();
+    ran?;
+    match program.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// The paths of one kind.
+struct Paths {
+    accept: &'static [&'static str],
+    report: &'static [&'static str],
+}
+
+const CAPTCHA_PATHS: Paths = Paths {
+    accept: &["/v1/events", "/v1/event", "/api/event", "/latest/events"],
+    report: &["/v1/report", "/api/report", "/latest/report"],
+};
+
+/// What is wired so far.
+struct Wiring {
+    routes: door::Routes,
+    writers: Vec<JoinHandle<()>>,
+    flushes: Vec<Box<dyn Fn(Duration) -> bool>>,
+}
+
+fn wire(program: &Arc<Program>, roles: Roles) -> Result<(), RunError> {
+    let routes = door::Routes::new()
+        .route("/health/live", &[("GET", Arc::new(Live(program.health.clone())))])
+        .route("/health/ready", &[("GET", Arc::new(Ready(program.health.clone())))])
+        .route("/metrics", &[("GET", Arc::new(Exposition(program.metrics.clone())))]);
+    let wiring = Wiring { routes, writers: Vec::new(), flushes: Vec::new() };
+
+    // One line for each kind: everything else follows from its type.
+    let wiring = connect::<Captcha, CaptchaReport>(program, roles, &CAPTCHA_PATHS, wiring)?;
+
+    let Wiring { routes, writers, flushes } = wiring;
+    watch_clickhouse(program)?;
+    let door = listen(program, routes)?;
+    systemd::watch(program.health.clone())?;
+    systemd::ready(&format!("listening on {}", door.local_addr()));
+    tracing::info!(address = %door.local_addr(), accept = roles.accept, store = roles.store, "millrace is up");
+    while !program.shutdown.wait(Duration::from_secs(3600)) {}
+    end(program, &door, writers, &flushes);
+    Ok(())
+}
+
+/// Wires one kind, in the order of the flow.
+fn connect<K: Kind + Default, R: Report>(
+    program: &Arc<Program>,
+    roles: Roles,
+    paths: &Paths,
+    mut wiring: Wiring,
+) -> Result<Wiring, RunError> {
+    let topic = program.config.kafka.topic(K::NAME);
+    if roles.accept {
+        let intake = accepting::open_intake::<K>(program, &topic)?;
+        let events = accepting::endpoint::<K>(program, intake.clone());
+        wiring.flushes.push(Box::new(move |timeout| intake.flush(timeout)));
+        let report: Arc<dyn Endpoint> = Arc::new(ReportEndpoint::<R>::new(
+            program.store.clone(),
+            &stored::counters::<K>(),
+            Duration::from_millis(program.config.clickhouse.report_ms_max),
+            program.runtime.clone(),
+            Arc::new(ReportMetrics(program.metrics.kind(K::NAME))),
+        ));
+        for path in paths.accept {
+            wiring.routes = wiring.routes.route(path, &[("POST", events.clone())]);
+        }
+        for path in paths.report {
+            wiring.routes = wiring.routes.route(path, &[("GET", report.clone())]);
+        }
+    }
+    if roles.store {
+        let program = program.clone();
+        let name = format!("group-{}", K::NAME);
+        wiring.writers.push(std::thread::Builder::new().name(name).spawn(move || {
+            if let Err(error) = storing::store_kind::<K>(&program, &topic) {
+                program.fail(error);
+            }
+        })?);
+    }
+    Ok(wiring)
+}
+
+fn listen(program: &Program, routes: door::Routes) -> Result<door::Door, RunError> {
+    let http = &program.config.http;
+    let options = door::Options {
+        listen: http.listen,
+        body_bytes_max: http.body_bytes_max as usize,
+        body_bytes_in_flight_max: http.body_bytes_in_flight_max as usize,
+        connections_max: http.connections_max as usize,
+        workers: http.workers as usize,
+        ..door::Options::default()
+    };
+    let observer = Arc::new(Requests::new(program.metrics.clone()));
+    door::start(options, routes, observer).map_err(|error| RunError::Listen(http.listen, error))
+}
+
+/// How often ClickHouse is asked whether it is there.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+/// How long it may take to answer.
+const PROBE_MAX: Duration = Duration::from_secs(2);
+
+/// Keeps the condition of ClickHouse up to date.
+fn watch_clickhouse(program: &Arc<Program>) -> Result<(), RunError> {
+    let condition = program.health.condition("clickhouse", &[Duty::Report, Duty::Store], "not asked yet");
+    let program = program.clone();
+    std::thread::Builder::new().name("probe".to_owned()).spawn(move || {
+        let store = program.store.clone().with_read_timeout(PROBE_MAX);
+        loop {
+            match program.runtime.block_on(store.execute("SELECT 1")) {
+                Ok(()) => condition.ok(),
+                Err(error) => condition.missing(error.to_string()),
+            }
+            if program.shutdown.wait(PROBE_EVERY) {
+                return;
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Ends in order: no new requests, those in flight answered, what they sent acknowledged, claimed ranges finished; all
+/// within `http.shutdown_ms_max`. What does not end by then is left as a crash would leave it, which loses nothing.
+fn end(program: &Program, door: &door::Door, writers: Vec<JoinHandle<()>>, flushes: &[Box<dyn Fn(Duration) -> bool>]) {
+    program.health.stopping();
+    systemd::stopping();
+    let deadline = Instant::now() + Duration::from_millis(program.config.http.shutdown_ms_max);
+    let left = || deadline.saturating_duration_since(Instant::now());
+    let answered = door.drain(deadline);
+    let flushed = flushes.iter().all(|flush| flush(left()));
+    while writers.iter().any(|writer| !writer.is_finished()) && !left().is_zero() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let stored = writers.iter().all(JoinHandle::is_finished);
+    if answered && flushed && stored {
+        tracing::info!("ended in order");
+    } else {
+        tracing::warn!(answered, flushed, stored, "ended before everything was settled: the next start takes over");
+    }
+}
+
+/// Turns report queries into metrics.
+struct ReportMetrics(KindMetrics);
+
+impl ReportObserver for ReportMetrics {
+    fn queried(&self, elapsed: Duration, ok: bool) {
+        self.0.report_seconds.observe(elapsed.as_secs_f64());
+        if !ok {
+            self.0.report_failures.inc();
+        }
+    }
+}

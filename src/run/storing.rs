@@ -1,0 +1,266 @@
+//! The storing side of one kind: recognises the log, then stores what it brings, until the program ends.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use super::{Program, RunError};
+use crate::kinds::Kind;
+use crate::log::topic::{Inspector, LogFacts};
+use crate::observe::health::{Condition, Duty, Health};
+use crate::observe::metrics::{KindMetrics, Metrics, PartitionMetrics, TableMetrics};
+use crate::store::Store;
+use crate::store::stored::LogRow;
+use crate::writer::identity::{Decision, Generation, Log, decide};
+use crate::writer::worker::Tools;
+use crate::writer::{WriterObserver, members};
+
+/// The pause before Kafka or ClickHouse is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Why the log's identity is not known (yet).
+pub enum Unknown {
+    /// Kafka or ClickHouse is away, or the schema is not there: it passes.
+    NotYet(String),
+    /// It is another log than the recorded one: it does not pass.
+    Refused(String),
+}
+
+/// Stores a kind until the program ends. Blocks.
+pub fn store_kind<K: Kind>(program: &Program, topic: &str) -> Result<(), RunError> {
+    let condition = program.health.condition(format!("{} log", K::NAME), &[Duty::Store], "not recognised yet");
+    let inspector = Arc::new(Inspector::new(&program.log_options)?);
+    let Some(log) = recognise_until_ending::<K>(program, &inspector, topic, &condition)? else { return Ok(()) };
+    condition.ok();
+    let log = Arc::new(log);
+    let observer = Arc::new(Observer::new(K::NAME, &program.metrics, &program.health));
+    let is_ending = {
+        let shutdown = program.shutdown.clone();
+        Arc::new(move || shutdown.is_requested())
+    };
+    watch_lag(program, inspector.clone(), topic, observer.clone())?;
+    let tools = |group| Tools {
+        options: program.log_options.clone(),
+        settings: program.writer_settings,
+        log: log.clone(),
+        group,
+        inspector: inspector.clone(),
+        store: program.store.clone(),
+        runtime: program.runtime.clone(),
+        observer: observer.clone(),
+        is_ending: is_ending.clone(),
+    };
+    members::store_log::<K>(&program.log_options, topic, &*is_ending, tools)?;
+    Ok(())
+}
+
+/// The log's generation, as soon as Kafka and ClickHouse tell; `None` when the program ends before.
+fn recognise_until_ending<K: Kind>(
+    program: &Program,
+    inspector: &Inspector,
+    topic: &str,
+    condition: &Condition,
+) -> Result<Option<Generation>, RunError> {
+    let mut told = None;
+    loop {
+        match recognise::<K>(inspector, &program.store, &program.runtime, topic) {
+            Ok(generation) => return Ok(Some(generation)),
+            Err(Unknown::Refused(reason)) => return Err(RunError::LogRefused(reason)),
+            Err(Unknown::NotYet(reason)) => {
+                condition.missing(reason.clone());
+                if told.as_ref() != Some(&reason) {
+                    tracing::warn!(topic, %reason, "the log is not recognised yet, asking again");
+                    told = Some(reason);
+                }
+            }
+        }
+        if program.shutdown.wait(ASK_AGAIN) {
+            return Ok(None);
+        }
+    }
+}
+
+/// Compares the log with what is recorded of it; records the first generation.
+pub fn recognise<K: Kind>(
+    inspector: &Inspector,
+    store: &Store,
+    runtime: &Handle,
+    topic: &str,
+) -> Result<Generation, Unknown> {
+    let not_yet = |error: &dyn std::fmt::Display| Unknown::NotYet(error.to_string());
+    let log = log_of(inspector.facts(topic).map_err(|error| not_yet(&error))?);
+    let mut recorded = generations::<K>(store, runtime)?;
+    if let Decision::First(first) = decide(&recorded, &log) {
+        runtime.block_on(store.open_log::<K>(&row_of(&first))).map_err(|error| not_yet(&error))?;
+        tracing::info!(topic, cluster = first.cluster_id, topic_id = first.topic_id, "recorded the log");
+        // Another writer may have come first: what is recorded counts.
+        recorded = generations::<K>(store, runtime)?;
+    }
+    match decide(&recorded, &log) {
+        Decision::Known(number) => recorded
+            .into_iter()
+            .find(|generation| generation.number == number)
+            .ok_or_else(|| not_yet(&"the generation that was just read is gone")),
+        Decision::First(_) => Err(not_yet(&"the log's generation was recorded, but is not there")),
+        Decision::Refuse(reason) => Err(Unknown::Refused(reason)),
+    }
+}
+
+fn generations<K: Kind>(store: &Store, runtime: &Handle) -> Result<Vec<Generation>, Unknown> {
+    let rows = runtime.block_on(store.logs::<K>()).map_err(|error| Unknown::NotYet(error.to_string()))?;
+    Ok(rows.into_iter().map(generation_of).collect())
+}
+
+/// The log in the terms of the decision.
+pub fn log_of(facts: LogFacts) -> Log {
+    let LogFacts { cluster_id, topic, topic_id, watermarks } = facts;
+    Log { cluster_id, topic, topic_id, watermarks }
+}
+
+/// A recorded generation in the terms of the decision.
+pub fn generation_of(row: LogRow) -> Generation {
+    Generation {
+        number: row.generation,
+        cluster_id: row.cluster_id,
+        topic: row.topic,
+        topic_id: Some(row.topic_id).filter(|id| !id.is_empty()),
+        start_offsets: row.start_offsets,
+    }
+}
+
+/// A generation as it is recorded.
+pub fn row_of(generation: &Generation) -> LogRow {
+    LogRow {
+        generation: generation.number,
+        cluster_id: generation.cluster_id.clone(),
+        topic: generation.topic.clone(),
+        topic_id: generation.topic_id.clone().unwrap_or_default(),
+        partitions: generation.partitions() as u32,
+        start_offsets: generation.start_offsets.clone(),
+    }
+}
+
+/// A partition that this process stores.
+struct Served {
+    metrics: PartitionMetrics,
+    /// Names the partition in `/health/ready` while it stands still.
+    condition: Condition,
+    next: AtomicI64,
+}
+
+/// Turns what the workers do into metrics and conditions.
+struct Observer {
+    kind: &'static str,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    totals: KindMetrics,
+    tables: HashMap<&'static str, TableMetrics>,
+    served: Mutex<HashMap<u32, Served>>,
+}
+
+impl Observer {
+    fn new(kind: &'static str, metrics: &Arc<Metrics>, health: &Arc<Health>) -> Observer {
+        Observer {
+            kind,
+            totals: metrics.kind(kind),
+            tables: ["events", "counters"].map(|table| (table, metrics.table(table))).into(),
+            metrics: metrics.clone(),
+            health: health.clone(),
+            served: Mutex::default(),
+        }
+    }
+
+    fn with<R>(&self, partition: u32, act: impl FnOnce(&Served) -> R) -> R {
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        act(served.entry(partition).or_insert_with(|| {
+            let name = format!("{} partition {partition}", self.kind);
+            let condition = self.health.condition(name, &[Duty::Store], "");
+            condition.ok();
+            Served { metrics: self.metrics.partition(self.kind, partition), condition, next: AtomicI64::new(-1) }
+        }))
+    }
+
+    /// Only for a partition that is served still.
+    fn lag(&self, partition: u32, records: i64) {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(served) = served.get(&partition) {
+            served.metrics.lag.set(records);
+        }
+    }
+
+    /// The partitions served, each with the next offset to be stored (-1 while that is not known).
+    fn served(&self) -> Vec<(u32, i64)> {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.iter().map(|(partition, served)| (*partition, served.next.load(Ordering::Relaxed))).collect()
+    }
+}
+
+impl WriterObserver for Observer {
+    fn inserted(&self, table: &'static str, _rows: u64, elapsed: Duration, ok: bool) {
+        if let Some(table) = self.tables.get(table) {
+            table.insert_seconds.observe(elapsed.as_secs_f64());
+            if !ok {
+                table.insert_failures.inc();
+            }
+        }
+    }
+
+    fn recovered(&self, partition: u32, next: i64) {
+        self.with(partition, |served| served.next.store(next, Ordering::Relaxed));
+    }
+
+    fn stored(&self, partition: u32, events: u64, new_events: u64, next: i64) {
+        self.totals.stored.inc_by(new_events);
+        self.totals.duplicates.inc_by(events - new_events);
+        self.totals.range_events.observe(events as f64);
+        self.recovered(partition, next);
+    }
+
+    fn seen(&self, partition: u32, keys: u64, bytes: u64) {
+        self.with(partition, |served| {
+            served.metrics.seen_keys.set(keys as i64);
+            served.metrics.seen_bytes.set(bytes as i64);
+        });
+    }
+
+    fn bad_record(&self, _partition: u32) {
+        self.totals.rejected("bad_record", 1);
+    }
+
+    fn halted(&self, partition: u32, reason: &str) {
+        self.with(partition, |served| {
+            served.metrics.halted.set(1);
+            served.condition.missing(reason);
+        });
+    }
+
+    fn left(&self, partition: u32) {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner).remove(&partition);
+    }
+}
+
+/// How often the lag is measured.
+const LAG_EVERY: Duration = Duration::from_secs(5);
+
+/// Keeps the lag of the partitions that this process serves up to date.
+fn watch_lag(
+    program: &Program,
+    inspector: Arc<Inspector>,
+    topic: &str,
+    observer: Arc<Observer>,
+) -> Result<(), RunError> {
+    let (shutdown, topic) = (program.shutdown.clone(), topic.to_owned());
+    std::thread::Builder::new().name(format!("lag-{}", observer.kind)).spawn(move || {
+        while !shutdown.wait(LAG_EVERY) {
+            for (partition, next) in observer.served() {
+                if let (true, Ok((_, high))) = (next >= 0, inspector.watermarks(&topic, partition)) {
+                    observer.lag(partition, (high - next).max(0));
+                }
+            }
+        }
+    })?;
+    Ok(())
+}
