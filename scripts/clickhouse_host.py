@@ -8,9 +8,9 @@ but no program to start it. CONFIG is a ClickHouse configuration file; addresses
 
 Two processes, for an engine that crashes takes its process with it:
 
-- the supervisor (what is started, and what a pid file names) waits. When the engine dies by a signal it is started again,
-  after a pause that doubles from 0.1 s to 10 s and shrinks back once the engine has lived for a minute. An engine that
-  refuses to start (a bad configuration, a data folder in use) ends the supervisor with status 1.
+- the supervisor (what is started, and what a pid file names) waits. When the engine dies by a signal it is started
+  again, after a pause that doubles from 0.1 s to 10 s and shrinks back once the engine has lived for a minute. An
+  engine that refuses to start (a bad configuration, a data folder in use) ends the supervisor with status 1.
 - the engine is killed by the kernel when the supervisor dies, however that happens, so that its port and its data
   folder are free for the next one.
 
@@ -57,7 +57,9 @@ def supervise(library, config):
             return engine.returncode or 1
         lived_s = time.monotonic() - began
         pause_s = PAUSE_MIN_S if lived_s > LIVED_WELL_S else pause_s
-        note(f"the engine was ended by signal {-engine.returncode} after {lived_s:.1f} s, starting it again in {pause_s:.1f} s")
+        note(
+            f"the engine was ended by signal {-engine.returncode} after {lived_s:.1f} s, starting it again in {pause_s:.1f} s"
+        )
         if signal.sigtimedwait(STOP_SIGNALS, pause_s) is not None:
             return 0
         pause_s = min(2 * pause_s, PAUSE_MAX_S)
@@ -71,7 +73,11 @@ def start_engine(library, config):
         if os.getppid() != supervisor:  # It died before the line above.
             os._exit(1)
 
-    return subprocess.Popen([sys.executable, os.path.abspath(__file__), "--engine", library, config], stdin=subprocess.DEVNULL, preexec_fn=before_exec)
+    return subprocess.Popen(
+        [sys.executable, os.path.abspath(__file__), "--engine", library, config],
+        stdin=subprocess.DEVNULL,
+        preexec_fn=before_exec,
+    )
 
 
 def stop_engine(engine):

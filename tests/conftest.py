@@ -1,13 +1,13 @@
 """The fixtures: the servers of this run, a space of one's own on them, and the program.
 
-A test that uses `millrace` gets a fresh, migrated space and ends with every process it started having been asked to stop
-and having answered with status 0, unless it ended them itself. The logs of its processes are shown when it fails.
+A test that uses `millrace` gets a fresh, migrated space, and ends with every process it started having been asked to
+stop and having ended with status 0, unless it ended them itself. Their logs are shown when it fails.
 """
 
 import subprocess
 
 import pytest
-from harness import OwnClickHouse, OwnKafka, Millrace, Servers, Space, environment_without_settings, millrace_binary
+from harness import Millrace, OwnClickHouse, OwnKafka, Servers, Space, environment_without_settings, millrace_binary
 
 MIGRATE_S = 60
 
@@ -70,7 +70,9 @@ def migrate(space):
     if space.migrated:
         return
     environment = {**environment_without_settings(), **space.settings()}
-    told = subprocess.run([millrace_binary(), "migrate"], env=environment, capture_output=True, text=True, timeout=MIGRATE_S, check=False)
+    told = subprocess.run(
+        [millrace_binary(), "migrate"], env=environment, capture_output=True, text=True, timeout=MIGRATE_S, check=False
+    )
     assert told.returncode == 0, f"millrace migrate ended with status {told.returncode}:\n{told.stdout}{told.stderr}"
     space.migrated = True
 
@@ -85,7 +87,11 @@ def _programs(request, folder, own_space):
         if migrated:
             migrate(used)
         program = Millrace(
-            folder / f"millrace-{len(started)}.log", subcommand, arguments, settings={**used.settings(), **(settings or {})}, failpoints=failpoints
+            folder / f"millrace-{len(started)}.log",
+            subcommand,
+            arguments,
+            settings={**used.settings(), **(settings or {})},
+            failpoints=failpoints,
         )
         started.append(program)
         program.start()
@@ -120,5 +126,8 @@ def pytest_runtest_makereport(item, call):
     if report.failed:
         for node in (item, item.getparent(pytest.Module)):
             for started in node.stash.get(PROGRAMS, []):
-                report.sections += [(f"{program.log_path.name}: {' '.join(program.command[1:])}", program.log_tail(60)) for program in started]
+                report.sections += [
+                    (f"{program.log_path.name}: {' '.join(program.command[1:])}", program.log_tail(60))
+                    for program in started
+                ]
     return report

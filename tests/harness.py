@@ -49,13 +49,17 @@ def eventually(check, deadline_s=10, what="the expected state"):
         if answer:
             return answer
         if time.monotonic() > end:
-            raise AssertionError(f"{what} did not come within {deadline_s} s{f': {reason}' if reason else ''}") from reason
+            raise AssertionError(
+                f"{what} did not come within {deadline_s} s{f': {reason}' if reason else ''}"
+            ) from reason
         time.sleep(POLL_S)
 
 
 def environment_without_settings():
     """Our environment without any setting of the program, which may come from an installation in use."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("MILLRACE_") and name != "FAILPOINTS"}
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith("MILLRACE_") and name != "FAILPOINTS"
+    }
 
 
 def millrace_binary():
@@ -121,7 +125,9 @@ class Log:
         return len(self.admin.list_topics(topic, timeout=10).topics[topic].partitions)
 
     def create_topic(self, topic, partitions, **config):
-        self.admin.create_topics([confluent_kafka.admin.NewTopic(topic, partitions, 1, config=config)])[topic].result(30)
+        self.admin.create_topics([confluent_kafka.admin.NewTopic(topic, partitions, 1, config=config)])[topic].result(
+            30
+        )
 
     def delete_topics(self, topics):
         for outcome in (self.admin.delete_topics(list(topics)) if topics else {}).values():
@@ -130,14 +136,23 @@ class Log:
     def consumer(self, group, **config):
         """A consumer that reads from the start and commits nothing by itself."""
         return confluent_kafka.Consumer(
-            {"bootstrap.servers": self.brokers, "group.id": group, "enable.auto.commit": False, "auto.offset.reset": "earliest", "log_level": 0, **config}
+            {
+                "bootstrap.servers": self.brokers,
+                "group.id": group,
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "log_level": 0,
+                **config,
+            }
         )
 
     def watermarks(self, topic):
         """For each partition, its first offset and the one after its last."""
         consumer = self.consumer("harness-watermarks")
         try:
-            partitions = (confluent_kafka.TopicPartition(topic, partition) for partition in range(self.partitions(topic)))
+            partitions = (
+                confluent_kafka.TopicPartition(topic, partition) for partition in range(self.partitions(topic))
+            )
             return [consumer.get_watermark_offsets(partition, timeout=10) for partition in partitions]
         finally:
             consumer.close()
@@ -148,7 +163,12 @@ class Log:
         found = []
         consumer = self.consumer("harness-records")
         try:
-            consumer.assign([confluent_kafka.TopicPartition(topic, partition, confluent_kafka.OFFSET_BEGINNING) for partition in ends])
+            consumer.assign(
+                [
+                    confluent_kafka.TopicPartition(topic, partition, confluent_kafka.OFFSET_BEGINNING)
+                    for partition in ends
+                ]
+            )
             end = time.monotonic() + deadline_s
             while any(ends.values()):
                 assert time.monotonic() < end, f"could not read {topic} to its end within {deadline_s} s"
@@ -157,7 +177,14 @@ class Log:
                     continue
                 assert message.error() is None, message.error()
                 found.append(
-                    Record(message.partition(), message.offset(), message.key(), message.value(), dict(message.headers() or []), message.timestamp()[1])
+                    Record(
+                        message.partition(),
+                        message.offset(),
+                        message.key(),
+                        message.value(),
+                        dict(message.headers() or []),
+                        message.timestamp()[1],
+                    )
                 )
                 if message.offset() + 1 >= ends[message.partition()]:
                     ends[message.partition()] = None
@@ -190,8 +217,14 @@ class Servers:
         named = {name: os.environ.get(name) for name in ("TEST_KAFKA_BROKERS", "TEST_CLICKHOUSE_URL")}
         missing = [name for name, value in named.items() if not value]
         if missing:
-            raise RuntimeError(f"{' and '.join(missing)} not set: run the tests with scripts/test, or name servers to use")
-        return cls(*named.values(), os.environ.get("TEST_CLICKHOUSE_USER", "default"), os.environ.get("TEST_CLICKHOUSE_PASSWORD", ""))
+            raise RuntimeError(
+                f"{' and '.join(missing)} not set: run the tests with scripts/test, or name servers to use"
+            )
+        return cls(
+            *named.values(),
+            os.environ.get("TEST_CLICKHOUSE_USER", "default"),
+            os.environ.get("TEST_CLICKHOUSE_PASSWORD", ""),
+        )
 
     @property
     def store(self):
@@ -273,7 +306,11 @@ class Millrace:
         self.command = [str(binary or millrace_binary()), subcommand, *arguments]
         self.port = ports.pick_free()
         self.log_path = log_path
-        self.environment = {**environment_without_settings(), "MILLRACE_HTTP_LISTEN": f"127.0.0.1:{self.port}", **(settings or {})}
+        self.environment = {
+            **environment_without_settings(),
+            "MILLRACE_HTTP_LISTEN": f"127.0.0.1:{self.port}",
+            **(settings or {}),
+        }
         if failpoints:
             self.environment["FAILPOINTS"] = failpoints
         self.process = None
@@ -282,7 +319,9 @@ class Millrace:
 
     def start(self):
         with open(self.log_path, "ab") as sink:
-            self.process = subprocess.Popen(self.command, env=self.environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                self.command, env=self.environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT
+            )
         return self
 
     def is_running(self):
@@ -293,7 +332,9 @@ class Millrace:
 
         def check():
             if not self.is_running():
-                raise RuntimeError(f"{' '.join(self.command[1:])} ended with status {self.process.returncode} before it was ready:\n{self.log_tail()}")
+                raise RuntimeError(
+                    f"{' '.join(self.command[1:])} ended with status {self.process.returncode} before it was ready:\n{self.log_tail()}"
+                )
             try:
                 answer = self.get("/health/ready", timeout_s=5)
             except (OSError, http.client.HTTPException) as error:
@@ -323,7 +364,9 @@ class Millrace:
         try:
             return self.process.wait(deadline_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{' '.join(self.command[1:])} did not end within {deadline_s} s:\n{self.log_tail()}") from None
+            raise AssertionError(
+                f"{' '.join(self.command[1:])} did not end within {deadline_s} s:\n{self.log_tail()}"
+            ) from None
 
     def stop(self, deadline_s=STOP_S):
         """SIGTERM; asserts that it ends in time with status 0."""
@@ -364,7 +407,7 @@ class Millrace:
         return socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s)
 
     def raw(self, *parts, timeout_s=10):
-        """Sends the parts as they are, then everything that comes back until the server closes or stays silent for `timeout_s`."""
+        """Sends the parts as they are; returns what comes back until the server closes or is silent for `timeout_s`."""
         said = b""
         with self.connect(timeout_s) as connection:
             try:
@@ -382,7 +425,11 @@ class Millrace:
         for line in self.get("/metrics").text.splitlines():
             series, _, value = line.rpartition(" ")
             found, _, carried = series.partition("{")
-            if not line.startswith("#") and found == name and all(f'{label}="{text}"' in carried for label, text in labels.items()):
+            if (
+                not line.startswith("#")
+                and found == name
+                and all(f'{label}="{text}"' in carried for label, text in labels.items())
+            ):
                 total += float(value)
         return total
 
@@ -419,7 +466,9 @@ class _OwnServer:
 
 class OwnKafka(_OwnServer):
     def __init__(self, folder):
-        super().__init__(kafka_server.Kafka(folder, port=ports.pick_free(), controller_port=ports.pick_free(), heap_mb=512))
+        super().__init__(
+            kafka_server.Kafka(folder, port=ports.pick_free(), controller_port=ports.pick_free(), heap_mb=512)
+        )
 
     @property
     def brokers(self):

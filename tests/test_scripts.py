@@ -10,7 +10,16 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from harness import REPOSITORY, Store, environment_without_settings, eventually, millrace_binary, ports, settings, software
+from harness import (
+    REPOSITORY,
+    Store,
+    environment_without_settings,
+    eventually,
+    millrace_binary,
+    ports,
+    settings,
+    software,
+)
 from process import Process
 
 SCRIPTS = REPOSITORY / "scripts"
@@ -26,7 +35,9 @@ class Installation:
         if with_software:
             (settings.var_dir() / "software").mkdir(parents=True, exist_ok=True)
             (home / "software").symlink_to(settings.var_dir() / "software")
-        self.ports = {name: ports.pick_free() for name in ("KAFKA_PORT", "KAFKA_CONTROLLER_PORT", "CLICKHOUSE_PORT", "HTTP")}
+        self.ports = {
+            name: ports.pick_free() for name in ("KAFKA_PORT", "KAFKA_CONTROLLER_PORT", "CLICKHOUSE_PORT", "HTTP")
+        }
         self.environment = {
             **environment_without_settings(),
             **{name: str(port) for name, port in self.ports.items() if name != "HTTP"},
@@ -37,7 +48,12 @@ class Installation:
 
     def begin(self, script, **environment):
         return subprocess.Popen(
-            [SCRIPTS / script], cwd="/", env={**self.environment, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [SCRIPTS / script],
+            cwd="/",
+            env={**self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def run(self, script, **environment):
@@ -47,7 +63,10 @@ class Installation:
 
     def succeed(self, script, **environment):
         done = self.run(script, **environment)
-        logs = "".join(f"\n--- {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in sorted((self.home / "log").glob("*.log")))
+        logs = "".join(
+            f"\n--- {log.name}\n{log.read_text(errors='replace')[-3000:]}"
+            for log in sorted((self.home / "log").glob("*.log"))
+        )
         assert done.returncode == 0, f"{done.stdout}{done.stderr}{logs}"
         return done
 
@@ -55,7 +74,11 @@ class Installation:
         return {name: int((self.home / "run" / f"{name}.pid").read_text()) for name in NAMES}
 
     def store(self):
-        return Store(f"http://127.0.0.1:{self.ports['CLICKHOUSE_PORT']}", "millrace", (self.home / "clickhouse.password").read_text())
+        return Store(
+            f"http://127.0.0.1:{self.ports['CLICKHOUSE_PORT']}",
+            "millrace",
+            (self.home / "clickhouse.password").read_text(),
+        )
 
     def ready_status(self):
         with closing(http.client.HTTPConnection("127.0.0.1", self.ports["HTTP"], timeout=10)) as connection:
@@ -110,7 +133,9 @@ def test_up_brings_back_what_is_missing_and_nothing_else(installation):
         installation.succeed("up")
         after = installation.pids()
         assert after[name] != before[name]
-        assert {other: after[other] for other in NAMES if other != name} == {other: before[other] for other in NAMES if other != name}
+        assert {other: after[other] for other in NAMES if other != name} == {
+            other: before[other] for other in NAMES if other != name
+        }
     assert installation.store().value("SELECT count() FROM kept.numbers") == 1000
 
     for pid in installation.pids().values():
@@ -195,10 +220,18 @@ def test_a_failed_download_is_one_line_and_leaves_nothing_half_done(tmp_path, to
         if title.lower() not in title_of:
             (installation.home / "software" / title_of).mkdir(parents=True)
     failing = folder_of_tools(tmp_path / "bin", **{tool: "echo no route to the registry; exit 1"})
-    given = {"MILLRACE_KAFKA_BROKERS": "127.0.0.1:1"} if tool == "npm" else {"MILLRACE_CLICKHOUSE_URL": "http://127.0.0.1:1"}
+    given = (
+        {"MILLRACE_KAFKA_BROKERS": "127.0.0.1:1"}
+        if tool == "npm"
+        else {"MILLRACE_CLICKHOUSE_URL": "http://127.0.0.1:1"}
+    )
     done = installation.run("up", PATH=f"{failing}:{os.environ['PATH']}", **given)
     assert done.returncode == 1
-    assert is_one_line(done.stderr) and "could not fetch" in done.stderr and str(installation.home / "log" / "setup.log") in done.stderr, done.stderr
+    assert (
+        is_one_line(done.stderr)
+        and "could not fetch" in done.stderr
+        and str(installation.home / "log" / "setup.log") in done.stderr
+    ), done.stderr
     assert "no route to the registry" in (installation.home / "log" / "setup.log").read_text()
     assert not [path for path in (installation.home / "software").iterdir() if title.lower() in path.name.lower()]
 
@@ -301,7 +334,9 @@ def test_the_password_is_needed(own_clickhouse):
 
 
 def test_an_old_installed_clickhouse_is_passed_over(tmp_path, monkeypatch):
-    old = folder_of_tools(tmp_path / "old", **{"clickhouse-server": "echo ClickHouse server version 18.16.1 revision 54412."})
+    old = folder_of_tools(
+        tmp_path / "old", **{"clickhouse-server": "echo ClickHouse server version 18.16.1 revision 54412."}
+    )
     new = folder_of_tools(tmp_path / "new", clickhouse="echo 'ClickHouse server version 26.7.3.1 (official build).'")
     monkeypatch.setenv("PATH", old)
     assert software.find_clickhouse() is None

@@ -31,6 +31,9 @@ def test_the_unit_is_clean(unit):
 
 def test_the_unit_is_hardened(unit):
     done = subprocess.run(
-        ["systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={EXPOSURE_MAX}", unit], capture_output=True, text=True, check=False
+        ["systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={EXPOSURE_MAX}", unit],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

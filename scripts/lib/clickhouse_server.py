@@ -11,7 +11,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 from xml.sax.saxutils import escape
 
 from console import Failure, last_line
@@ -60,28 +59,14 @@ USERS = """\
 <clickhouse>
     <profiles>
         <default/>
-        <host><max_memory_usage>100000000</max_memory_usage></host>
+        {host_profile}
     </profiles>
     <quotas>
         <default/>
-        <!--
-          The embedded engine's own two queries are run by the user default, which they ask to have no password. They use up
-          this quota of 68 years, so that nobody else gets to run one under that name.
-        -->
-        <host><interval><duration>2147483647</duration><queries>2</queries></interval></host>
+        {host_quota}
     </quotas>
     <users>
-        <default>
-            <no_password/>
-            <networks><ip>127.0.0.1</ip></networks>
-            <profile>host</profile>
-            <quota>host</quota>
-            <grants>
-                <query>GRANT SYSTEM LISTEN ON *.*</query>
-                <query>GRANT CREATE TEMPORARY TABLE ON *.*</query>
-                <query>GRANT READ ON FILE</query>
-            </grants>
-        </default>
+        {host_user}
         <{user}>
             <password_sha256_hex>{password_sha256}</password_sha256_hex>
             <networks><ip>127.0.0.1</ip></networks>
@@ -94,6 +79,26 @@ USERS = """\
     </users>
 </clickhouse>
 """
+
+# The embedded engine runs its own two queries, which start it listening and keep it alive, as the user `default`, who
+# can have no password. They use up a quota of 68 years, so that nobody else gets to run one under that name.
+EMBEDDED = {
+    "host_profile": "<host><max_memory_usage>100000000</max_memory_usage></host>",
+    "host_quota": "<host><interval><duration>2147483647</duration><queries>2</queries></interval></host>",
+    "host_user": """\
+<default>
+            <no_password/>
+            <networks><ip>127.0.0.1</ip></networks>
+            <profile>host</profile>
+            <quota>host</quota>
+            <grants>
+                <query>GRANT SYSTEM LISTEN ON *.*</query>
+                <query>GRANT CREATE TEMPORARY TABLE ON *.*</query>
+                <query>GRANT READ ON FILE</query>
+            </grants>
+        </default>""",
+}
+INSTALLED = dict.fromkeys(EMBEDDED, "")
 
 
 class ClickHouse:
@@ -113,7 +118,7 @@ class ClickHouse:
 
     @property
     def password(self):
-        return self.password_path.read_text(encoding="ascii")
+        return self.password_path.read_text(encoding="utf-8").strip()
 
     def start(self, engine, *, dies_with_parent=False):
         """Starts the process, which is not yet ready when this returns.
@@ -128,18 +133,33 @@ class ClickHouse:
         _write_private(config, CONFIG.format(**{key: escape(str(value)) for key, value in values.items()}))
         grants = "\n                ".join(f"<query>{grant}</query>" for grant in GRANTS)
         digest = hashlib.sha256(self.password.encode()).hexdigest()
-        _write_private(users, USERS.format(user=self.user, password_sha256=digest, grants=grants))
+        embedded = engine.suffix == ".so"
+        _write_private(
+            users,
+            USERS.format(
+                user=self.user, password_sha256=digest, grants=grants, **(EMBEDDED if embedded else INSTALLED)
+            ),
+        )
         environment = dict(os.environ, TZ="UTC")
-        if engine.suffix == ".so":
+        if embedded:
             command = [sys.executable, SCRIPTS / "clickhouse_host.py", engine, config]
         else:
             command = [engine, *(["server"] if engine.name == "clickhouse" else []), "--config-file", config]
             # Its own watchdog would be a second process to keep track of.
             environment["CLICKHOUSE_WATCHDOG_ENABLE"] = "0"
-        self.process.start(command, log=self.log, cwd=folder, env=environment, settings={"port": self.port}, dies_with_parent=dies_with_parent)
+        self.process.start(
+            command,
+            log=self.log,
+            cwd=folder,
+            env=environment,
+            settings={"port": self.port},
+            dies_with_parent=dies_with_parent,
+        )
 
     def wait_ready(self, deadline_s=READY_S):
         """Returns once our user can run a query."""
+        if not self.password_path.exists():
+            raise Failure(f"{self.password_path} is gone: run scripts/down and then scripts/up, which makes a new one")
         end = time.monotonic() + deadline_s
         while True:
             try:
@@ -148,18 +168,24 @@ class ClickHouse:
             except urllib.error.HTTPError as error:
                 refusal = error.read(300).decode("utf-8", "replace")
                 if error.code in (401, 403, 516):
-                    raise Failure(f"ClickHouse on {self.url} refuses the user {self.user} with the password of {self.password_path}: {refusal}") from error
+                    raise Failure(
+                        f"ClickHouse on {self.url} refuses the user {self.user} with the password of {self.password_path}: {refusal}"
+                    ) from error
             except OSError:
                 pass
             if self.process.pid is None:
                 raise Failure(f"ClickHouse ended while it was starting: {last_line(self.log)} (log: {self.log})")
             if time.monotonic() > end:
-                raise Failure(f"ClickHouse does not answer on {self.url} after {deadline_s} s: see {self.log}, and run this again")
+                raise Failure(
+                    f"ClickHouse does not answer on {self.url} after {deadline_s} s: see {self.log}, and run this again"
+                )
             time.sleep(0.05)
 
     def query(self, sql, timeout_s=10):
         """The answer's body, as text."""
-        request = urllib.request.Request(self.url, data=sql.encode(), headers={"X-ClickHouse-User": self.user, "X-ClickHouse-Key": self.password})
+        request = urllib.request.Request(
+            self.url, data=sql.encode(), headers={"X-ClickHouse-User": self.user, "X-ClickHouse-Key": self.password}
+        )
         # A proxy of the environment is no way to loopback.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=timeout_s) as answer:

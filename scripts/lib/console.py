@@ -1,7 +1,7 @@
 """What the scripts say, and how they fail.
 
-Progress goes to standard output. A failure that a person can act on is a `Failure`: one line on standard error that says
-what is wrong and what to do, and exit status 1. Anything else is a defect of the scripts and keeps its traceback.
+Progress goes to standard output. A failure that a person can act on is a `Failure`: one line on standard error that
+says what is wrong and what to do, and exit status 1. Anything else is a defect of the scripts and keeps its traceback.
 """
 
 import os
@@ -28,7 +28,9 @@ def takes_no_arguments(usage):
     if sys.argv[1] in ("-h", "--help"):
         print(usage.strip())
         return 0
-    print(f"{os.path.basename(sys.argv[0])}: takes no arguments, got {sys.argv[1]!r}; --help tells more", file=sys.stderr)
+    print(
+        f"{os.path.basename(sys.argv[0])}: takes no arguments, got {sys.argv[1]!r}; --help tells more", file=sys.stderr
+    )
     return 2
 
 
@@ -57,7 +59,9 @@ def run_logged(title, command, log, *, cwd=None, env=None):
     with open(log, "ab") as sink:
         sink.write(f"$ {' '.join(map(str, command))}\n".encode())
         sink.flush()
-        child = subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT)
+        child = subprocess.Popen(
+            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT
+        )
         try:
             while True:
                 try:

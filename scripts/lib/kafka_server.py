@@ -64,7 +64,9 @@ class Kafka:
             if self.process.pid is None:
                 raise Failure(f"Kafka ended while it was starting: {last_line(self.log)} (log: {self.log})")
             if time.monotonic() > end:
-                raise Failure(f"Kafka does not answer on {self.brokers} after {deadline_s} s: see {self.log}, and run this again")
+                raise Failure(
+                    f"Kafka does not answer on {self.brokers} after {deadline_s} s: see {self.log}, and run this again"
+                )
             time.sleep(0.1)
 
     def stop(self, grace_s=STOP_S):
@@ -94,11 +96,16 @@ class Kafka:
             raise Failure(f"could not format Kafka's data folder: {last_line(self.log)} (log: {self.log})")
 
     def _logging(self):
-        return [f"-Dlog4j2.configurationFile={(SCRIPTS / 'kafka' / 'log4j2.xml').as_uri()}", f"-Dkafka.log.file={self.log}"]
+        return [
+            f"-Dlog4j2.configurationFile={(SCRIPTS / 'kafka' / 'log4j2.xml').as_uri()}",
+            f"-Dkafka.log.file={self.log}",
+        ]
 
     def _properties(self, data):
         if "," in str(data):
-            raise Failure(f"Kafka cannot keep data in {data}, for it takes a comma as the end of a name: set VAR_DIR to a folder without one")
+            raise Failure(
+                f"Kafka cannot keep data in {data}, for it takes a comma as the end of a name: set VAR_DIR to a folder without one"
+            )
         values = {
             "process.roles": "broker,controller",
             "node.id": 1,

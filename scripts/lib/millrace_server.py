@@ -23,7 +23,7 @@ class Millrace:
 
     def __init__(self, home, *, host, port):
         # What listens on every address is reached on loopback.
-        self.host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+        self.host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         self.port = port
         self.log = home / "log" / "millrace.log"
         self.process = Process("millrace", home / "run")
@@ -45,7 +45,10 @@ class Millrace:
             return "the program was built anew"
         with open(f"{running}/environ", "rb") as source:
             pairs = [pair.partition(b"=") for pair in source.read().split(b"\0")]
-        before, now = own_environment({os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}), own_environment(environment)
+        before, now = (
+            own_environment({os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}),
+            own_environment(environment),
+        )
         changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         return f"{', '.join(changed)} changed" if changed else None
 

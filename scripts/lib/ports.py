@@ -36,7 +36,9 @@ def owner(port):
         except OSError:
             continue
         # 0A is LISTEN; the local address is "HEX:PORT".
-        inodes |= {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
+        inodes |= {
+            f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port
+        }
     for pid in filter(str.isdigit, os.listdir("/proc") if inodes else []):
         try:
             if any(os.readlink(f"/proc/{pid}/fd/{fd}") in inodes for fd in os.listdir(f"/proc/{pid}/fd")):

@@ -72,7 +72,7 @@ class Process:
         return self._state().get("settings", {})
 
     def start(self, command, *, log, cwd=None, env=None, settings=None, dies_with_parent=False):
-        """Starts the command in a session of its own, its output appended to `log`; what it writes is its owner's alone."""
+        """Starts the command in a session of its own, its output appended to `log`; its files are its owner's alone."""
         self.pid_path.parent.mkdir(parents=True, exist_ok=True)
         log.parent.mkdir(parents=True, exist_ok=True)
 

@@ -38,8 +38,8 @@ def listen_address():
     """Host and port of MILLRACE_HTTP_LISTEN."""
     text = os.environ.get("MILLRACE_HTTP_LISTEN") or HTTP_LISTEN
     host, colon, number = text.rpartition(":")
-    if not colon or not number.isdigit():
-        raise Failure(f"MILLRACE_HTTP_LISTEN is {text!r} and must be HOST:PORT")
+    if not colon or not host or not number.isdigit() or not 0 < int(number) < 65536:
+        raise Failure(f"MILLRACE_HTTP_LISTEN is {text!r} and must be ADDRESS:PORT")
     return host.strip("[]"), int(number)
 
 
@@ -60,7 +60,9 @@ def only_one(home):
                 break
             except BlockingIOError:
                 if time.monotonic() > end:
-                    raise Failure(f"another scripts/up or scripts/down has been at work for {LOCK_WAIT_S} s: end it and run this again") from None
+                    raise Failure(
+                        f"another scripts/up or scripts/down has been at work for {LOCK_WAIT_S} s: end it and run this again"
+                    ) from None
             if not told:
                 say("another scripts/up or scripts/down is at work, waiting for it")
                 told = True

@@ -34,7 +34,7 @@ CLICKHOUSE_MIN = (25, 3)
 # What the build needs beside Rust: librdkafka is C, and is built with cmake.
 BUILD_PACKAGES = ["cmake", "g++", "libssl-dev", "make", "pkg-config", "zlib1g-dev"]
 # Tools that may also come from elsewhere, so that only their absence asks for the package.
-TOOL_PACKAGES = {"java": "openjdk-17-jre-headless", "mvn": "maven", "npm": "npm"}
+TOOL_PACKAGES = {"curl": "curl", "java": "openjdk-17-jre-headless", "mvn": "maven", "npm": "npm"}
 
 
 def install_packages(packages, tools, log):
@@ -45,12 +45,19 @@ def install_packages(packages, tools, log):
         return
     command = f"apt-get install -y {' '.join(missing)}"
     if shutil.which("apt-get") is None:
-        raise Failure(f"missing {', '.join(missing)} (names of Debian packages): install them with this system's package manager")
+        raise Failure(
+            f"missing {', '.join(missing)} (names of Debian packages): install them with this system's package manager"
+        )
     if os.geteuid() != 0:
         raise Failure(f"missing Debian packages; as root run: apt-get update && {command}")
     environment = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
-    installed = run_logged(f"installing {', '.join(missing)}", ["apt-get", "update", "-q"], log, env=environment) and run_logged(
-        "  package lists are up to date, installing", ["apt-get", "install", "-q", "-y", "--no-install-recommends", *missing], log, env=environment
+    installed = run_logged(
+        f"installing {', '.join(missing)}", ["apt-get", "update", "-q"], log, env=environment
+    ) and run_logged(
+        "  package lists are up to date, installing",
+        ["apt-get", "install", "-q", "-y", "--no-install-recommends", *missing],
+        log,
+        env=environment,
     )
     if not installed:
         raise Failure(f"could not install {', '.join(missing)}: see {log}, then try: {command}")
@@ -60,7 +67,9 @@ def _is_installed(package):
     if shutil.which("dpkg-query") is None:
         # Not a Debian: the build itself will tell what it misses.
         return True
-    answer = subprocess.run(["dpkg-query", "-W", "-f=${db:Status-Status}", package], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        ["dpkg-query", "-W", "-f=${db:Status-Status}", package], capture_output=True, text=True, check=False
+    )
     return answer.stdout == "installed"
 
 
@@ -74,7 +83,12 @@ def find_cargo():
 
 def cargo_build_folder(repository):
     """Where cargo puts what it builds."""
-    told = subprocess.run([find_cargo(), "metadata", "--no-deps", "--format-version", "1"], cwd=repository, capture_output=True, check=True).stdout
+    told = subprocess.run(
+        [find_cargo(), "metadata", "--no-deps", "--format-version", "1"],
+        cwd=repository,
+        capture_output=True,
+        check=True,
+    ).stdout
     return Path(json.loads(told)["target_directory"])
 
 
@@ -87,7 +101,9 @@ def find_java():
     told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
     version = re.search(r'version "(\d+)', told)
     if version is None or int(version.group(1)) < JAVA_MIN:
-        raise Failure(f"{java} is {version.group(1) if version else 'of an unknown version'}, Kafka needs Java {JAVA_MIN} or newer: install it or set JAVA_HOME")
+        raise Failure(
+            f"{java} is {version.group(1) if version else 'of an unknown version'}, Kafka needs Java {JAVA_MIN} or newer: install it or set JAVA_HOME"
+        )
     return java
 
 
@@ -111,7 +127,9 @@ def find_clickhouse():
 
 
 def _kafka_folder(var):
-    version = re.search(r"<artifactId>kafka_2\.13</artifactId>\s*<version>([^<]+)", KAFKA_POM.read_text(encoding="utf-8")).group(1)
+    version = re.search(
+        r"<artifactId>kafka_2\.13</artifactId>\s*<version>([^<]+)", KAFKA_POM.read_text(encoding="utf-8")
+    ).group(1)
     return var / "software" / f"kafka-{version}", version
 
 
@@ -133,26 +151,47 @@ def fetch_kafka(var, log):
     with _fetching(folder) as fresh:
         if fresh is not None:
             if shutil.which("mvn") is None:
-                raise Failure(f"mvn is missing and is needed to fetch Kafka: install Maven (Debian: {TOOL_PACKAGES['mvn']})")
+                raise Failure(
+                    f"mvn is missing and is needed to fetch Kafka: install Maven (Debian: {TOOL_PACKAGES['mvn']})"
+                )
             # -C: a download whose checksum is wrong is an error.
-            command = ["mvn", "-q", "-B", "-C", "-f", KAFKA_POM, "dependency:copy-dependencies", f"-DoutputDirectory={fresh}"]
+            command = [
+                "mvn",
+                "-q",
+                "-B",
+                "-C",
+                "-f",
+                KAFKA_POM,
+                "dependency:copy-dependencies",
+                f"-DoutputDirectory={fresh}",
+            ]
             if not run_logged(f"fetching Kafka {version} with Maven (43 MB)", command, log):
-                raise Failure(f"could not fetch Kafka {version} with Maven: check the network and Maven's settings, see {log}, and run this again")
+                raise Failure(
+                    f"could not fetch Kafka {version} with Maven: check the network and Maven's settings, see {log}, and run this again"
+                )
     return folder
 
 
 def fetch_chdb(var, log):
     """The library that holds the ClickHouse engine, fetched where it is missing."""
     if platform.machine() != "x86_64":
-        raise Failure(f"no ClickHouse for {platform.machine()} can be fetched: install clickhouse-server, or set MILLRACE_CLICKHOUSE_URL to one that runs")
+        raise Failure(
+            f"no ClickHouse for {platform.machine()} can be fetched: install clickhouse-server, or set MILLRACE_CLICKHOUSE_URL to one that runs"
+        )
     folder = _chdb_folder(var)
     with _fetching(folder) as fresh:
         if fresh is not None:
             if shutil.which("npm") is None:
-                raise Failure(f"npm is missing and is needed to fetch ClickHouse: install Node.js with npm (Debian: {TOOL_PACKAGES['npm']})")
+                raise Failure(
+                    f"npm is missing and is needed to fetch ClickHouse: install Node.js with npm (Debian: {TOOL_PACKAGES['npm']})"
+                )
             command = ["npm", "pack", "--silent", f"{CHDB_PACKAGE}@{CHDB_VERSION}"]
-            if not run_logged(f"fetching ClickHouse {CHDB_VERSION} with npm (178 MB, 570 MB unpacked)", command, log, cwd=fresh):
-                raise Failure(f"could not fetch {CHDB_PACKAGE}@{CHDB_VERSION} with npm: check the network and npm's settings, see {log}, and run this again")
+            if not run_logged(
+                f"fetching ClickHouse {CHDB_VERSION} with npm (178 MB, 570 MB unpacked)", command, log, cwd=fresh
+            ):
+                raise Failure(
+                    f"could not fetch {CHDB_PACKAGE}@{CHDB_VERSION} with npm: check the network and npm's settings, see {log}, and run this again"
+                )
             _unpack_chdb(fresh)
     return folder / "libchdb.so"
 
@@ -164,7 +203,9 @@ def _unpack_chdb(folder):
         while piece := source.read(1 << 20):
             digest.update(piece)
     if base64.b64encode(digest.digest()).decode() != CHDB_SHA512:
-        raise Failure(f"the package {CHDB_PACKAGE}@{CHDB_VERSION} is not the one known here (its SHA-512 differs): run this again, and do not use it if that stays")
+        raise Failure(
+            f"the package {CHDB_PACKAGE}@{CHDB_VERSION} is not the one known here (its SHA-512 differs): run this again, and do not use it if that stays"
+        )
     say("  unpacking")
     with tarfile.open(archive) as package, open(folder / "libchdb.so", "wb") as target:
         shutil.copyfileobj(package.extractfile("package/libchdb.so"), target, 1 << 20)
