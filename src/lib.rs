@@ -10,6 +10,7 @@
 //! one stage to the next lives in `exchange` (HTTP) and `flow` (events). `run` wires all stages and is the only place
 //! that names all of them.
 
+pub mod door;
 pub mod exchange;
 pub mod flow;
 pub mod kinds;
