@@ -23,6 +23,7 @@ pub mod exchange;
 pub mod flow;
 pub mod kinds;
 pub mod query_string;
+pub mod door;
 pub mod accept;
 pub mod batch;
 pub mod log;
