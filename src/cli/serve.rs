@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::run::execute;
 use crate::config::Loaded;
+use crate::run::Roles;
 
 /// Accept and report only: events go to the log, other processes store them.
 ///

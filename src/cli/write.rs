@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::run::execute;
 use crate::config::Loaded;
+use crate::run::Roles;
 
 /// Store only: move events from the log to ClickHouse.
 ///

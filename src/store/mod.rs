@@ -5,7 +5,9 @@ pub mod client;
 pub mod error;
 mod lock;
 pub mod migrate;
+pub mod recount;
 mod sql;
+pub mod stored;
 
 pub use client::Store;
 pub use error::{StoreError, Verdict};
