@@ -1,1 +1,554 @@
-//! Reports on captchas.
+//! The captcha report: from a query string to SQL over the counters, and from ClickHouse's rows to JSON.
+//!
+//! | parameter | value |
+//! |---|---|
+//! | `site_id` | a UUID in any form; repeated, either counts |
+//! | `day` | `YYYY-MM-DD` in UTC; repeated, either counts |
+//! | `from`, `to` | the first and the last day, both included; `day` besides them narrows further |
+//! | `limit` | rows in one answer, 1 to [`LIMIT_MAX`], [`LIMIT_DEFAULT`] without |
+//! | `cursor` | the `next` of an answer under the same filters |
+//!
+//! Rows come ordered by day, then by the site's text. Nothing of a query reaches SQL as text: days and UUIDs are parsed
+//! and written anew. This file asks nobody and knows no stage: it is given bytes and gives bytes.
+
+use std::fmt::Write;
+
+use crate::kinds::excerpt::quote;
+use crate::kinds::instant::{DAYS, parse_date, write_date};
+use crate::kinds::uuid_text::{parse_uuid, write_uuid};
+use crate::query_string::pairs;
+
+/// Rows in an answer unless `limit` says otherwise.
+pub const LIMIT_DEFAULT: usize = 10_000;
+
+/// The highest `limit`: 13 MB of JSON.
+pub const LIMIT_MAX: usize = 100_000;
+
+const PARAMETERS: [&str; 6] = ["site_id", "day", "from", "to", "limit", "cursor"];
+
+/// The place of a row in the order of the report: its day since 1970 and its site.
+type Place = (i32, [u8; 16]);
+
+/// What a report is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReportQuery {
+    filters: Filters,
+    limit: usize,
+    /// Rows up to and with this one were on earlier pages.
+    after: Option<Place>,
+}
+
+/// Sorted and without repetitions, so that equal filters are equal however they were written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Filters {
+    /// Empty for all.
+    sites: Vec<[u8; 16]>,
+    /// Empty for all.
+    days: Vec<i32>,
+    from: Option<i32>,
+    to: Option<i32>,
+}
+
+impl ReportQuery {
+    /// Reads a query string. The error names the parameter, what was expected and found, and what is allowed.
+    pub fn parse(query: Option<&str>) -> Result<ReportQuery, String> {
+        let mut filters = Filters::default();
+        let (mut limit, mut cursor) = (None, None);
+        for pair in pairs(query.unwrap_or_default()) {
+            let pair = pair.map_err(allowed)?;
+            let value = pair.value.as_deref();
+            match pair.name.as_ref() {
+                "site_id" => filters.sites.push(site(value)?),
+                "day" => filters.days.push(day("day", value)?),
+                "from" => once("from", &mut filters.from, day("from", value)?)?,
+                "to" => once("to", &mut filters.to, day("to", value)?)?,
+                "limit" => once("limit", &mut limit, limit_of(value)?)?,
+                "cursor" => once("cursor", &mut cursor, value.unwrap_or_default().to_owned())?,
+                unknown => return Err(unknown_parameter(unknown)),
+            }
+        }
+        if let (Some(from), Some(to)) = (filters.from, filters.to)
+            && from > to
+        {
+            let message = format!("expected a day that is not after `to` ({}), found {}", date(to), date(from));
+            return Err(bad("from", &message));
+        }
+        filters.sites.sort_unstable();
+        filters.sites.dedup();
+        filters.days.sort_unstable();
+        filters.days.dedup();
+        let after = cursor.map(|text| filters.place_of(&text).ok_or_else(|| bad_cursor(&text))).transpose()?;
+        Ok(ReportQuery { filters, limit: limit.unwrap_or(LIMIT_DEFAULT), after })
+    }
+
+    /// The query for a counters table, answered in `RowBinary`: [`decode`] reads it.
+    ///
+    /// It asks for one row more than the limit, which tells whether there is a next page. `table` is a name of our own.
+    pub fn sql(&self, table: &str) -> String {
+        let mut sql = format!(
+            "SELECT toInt32(day), UUIDToNum(site_id), sum(served), sum(solved) FROM {table} WHERE generation = 0"
+        );
+        self.filters.write_sql(&mut sql);
+        if let Some((day, site)) = self.after {
+            let (day, site) = (day_sql(day), u128::from_be_bytes(site));
+            sql += &format!(
+                " AND (day > {day} OR day = {day} AND UUIDToNum(site_id) > toFixedString(unhex('{site:032x}'), 16))"
+            );
+        }
+        let rows = self.limit + 1;
+        sql += &format!(" GROUP BY day, site_id ORDER BY day, UUIDToNum(site_id) LIMIT {rows} FORMAT RowBinary");
+        sql
+    }
+
+    /// The answer's JSON: `{"counters":[{"time","site_id","served","solved"}]}`, with `next` when there is more.
+    pub fn render(&self, rows: &[Row]) -> Vec<u8> {
+        let shown = &rows[..rows.len().min(self.limit)];
+        let mut json = Vec::with_capacity(64 + shown.len() * 140);
+        json.extend_from_slice(b"{\"counters\":[");
+        for (nth, row) in shown.iter().enumerate() {
+            json.extend_from_slice(if nth == 0 { b"{\"time\":\"" } else { b",{\"time\":\"" });
+            json.extend_from_slice(&write_date(row.day));
+            json.extend_from_slice(b"T00:00:00\",\"site_id\":\"");
+            json.extend_from_slice(&write_uuid(&row.site_id));
+            json.extend_from_slice(b"\",\"served\":");
+            write_number(&mut json, row.served);
+            json.extend_from_slice(b",\"solved\":");
+            write_number(&mut json, row.solved);
+            json.push(b'}');
+        }
+        json.push(b']');
+        if let (Some(last), true) = (shown.last(), rows.len() > shown.len()) {
+            let cursor = self.filters.cursor((last.day, last.site_id));
+            json.extend_from_slice(format!(",\"next\":\"{cursor}\"").as_bytes());
+        }
+        json.extend_from_slice(b"}\n");
+        json
+    }
+}
+
+impl Filters {
+    fn write_sql(&self, sql: &mut String) {
+        if !self.sites.is_empty() {
+            let sites = self.sites.iter().map(|site| format!("toUUID('{}')", text(&write_uuid(site))));
+            *sql += &format!(" AND site_id IN ({})", sites.collect::<Vec<_>>().join(", "));
+        }
+        // Days that no event can have are left out here: ClickHouse's dates do not reach that far.
+        let days: Vec<String> = self.days.iter().filter(|day| DAYS.contains(day)).map(|day| day_sql(*day)).collect();
+        let nothing = days.is_empty() && !self.days.is_empty()
+            || self.from.is_some_and(|from| from >= DAYS.end)
+            || self.to.is_some_and(|to| to < DAYS.start);
+        if nothing {
+            *sql += " AND 0";
+            return;
+        }
+        if !days.is_empty() {
+            *sql += &format!(" AND day IN ({})", days.join(", "));
+        }
+        if let Some(from) = self.from.filter(|from| DAYS.contains(from)) {
+            *sql += &format!(" AND day >= {}", day_sql(from));
+        }
+        if let Some(to) = self.to.filter(|to| DAYS.contains(to)) {
+            *sql += &format!(" AND day <= {}", day_sql(to));
+        }
+    }
+
+    /// The cursor that goes on after a row: 8 bytes that bind it to the filters, 4 of its day, 16 of its site, in hex.
+    fn cursor(&self, place: Place) -> String {
+        let mut cursor = String::with_capacity(56);
+        let seal = self.seal(place);
+        // Writing to a String cannot fail.
+        let _ = write!(cursor, "{seal:016x}{:08x}{:032x}", place.0, u128::from_be_bytes(place.1));
+        cursor
+    }
+
+    /// The row that a cursor goes on after; `None` when it is damaged or was given under other filters.
+    fn place_of(&self, cursor: &str) -> Option<Place> {
+        if cursor.len() != 56 || !cursor.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
+        let seal = u64::from_str_radix(&cursor[..16], 16).ok()?;
+        let day = u32::from_str_radix(&cursor[16..24], 16).ok()? as i32;
+        let site = u128::from_str_radix(&cursor[24..], 16).ok()?.to_be_bytes();
+        (DAYS.contains(&day) && seal == self.seal((day, site))).then_some((day, site))
+    }
+
+    /// Tells cursors of other filters apart. It keeps out mistakes, not attackers, who may ask for any row anyway.
+    fn seal(&self, (day, site): Place) -> u64 {
+        let Filters { sites, days, from, to } = self;
+        let text = format!("captcha 1 {sites:?} {days:?} {from:?} {to:?} {day} {site:?}");
+        xxhash_rust::xxh3::xxh3_64(text.as_bytes())
+    }
+}
+
+/// One row of the report: the sums of a site on a day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    /// Days since 1970.
+    pub day: i32,
+    /// Which site.
+    pub site_id: [u8; 16],
+    /// How many captchas were served.
+    pub served: u64,
+    /// How many were solved.
+    pub solved: u64,
+}
+
+/// Bytes of a row in ClickHouse's `RowBinary`: Int32, FixedString(16), UInt64, UInt64, numbers in little-endian.
+const ROW_BYTES: usize = 4 + 16 + 8 + 8;
+
+/// ClickHouse's answer is not what [`ReportQuery::sql`] asks for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadRows {
+    /// It was cut, or is something else.
+    #[error("{0} bytes are no whole number of rows of {ROW_BYTES} bytes")]
+    Length(usize),
+    /// A day that no event can have.
+    #[error("row {row}: day {day} is outside the years 1970 to 2100")]
+    Day {
+        /// Which row, from 0.
+        row: usize,
+        /// Days since 1970.
+        day: i32,
+    },
+}
+
+/// Reads the rows that ClickHouse answered.
+pub fn decode(bytes: &[u8]) -> Result<Vec<Row>, BadRows> {
+    let (rows, []) = bytes.as_chunks::<ROW_BYTES>() else {
+        return Err(BadRows::Length(bytes.len()));
+    };
+    let read = |(row, bytes): (usize, &[u8; ROW_BYTES])| {
+        let (day, rest) = take(bytes);
+        let (site_id, rest) = take(rest);
+        let (served, rest) = take(rest);
+        let (solved, _) = take(rest);
+        let day = i32::from_le_bytes(day);
+        if !DAYS.contains(&day) {
+            return Err(BadRows::Day { row, day });
+        }
+        Ok(Row { day, site_id, served: u64::from_le_bytes(served), solved: u64::from_le_bytes(solved) })
+    };
+    rows.iter().enumerate().map(read).collect()
+}
+
+#[inline]
+fn take<const N: usize>(bytes: &[u8]) -> ([u8; N], &[u8]) {
+    let (head, rest) = bytes.split_first_chunk::<N>().expect("a row has ROW_BYTES bytes");
+    (*head, rest)
+}
+
+fn write_number(json: &mut Vec<u8>, mut number: u64) {
+    // The longest, u64::MAX, has 20 digits.
+    let mut digits = [0; 20];
+    let mut first = digits.len();
+    loop {
+        first -= 1;
+        digits[first] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    json.extend_from_slice(&digits[first..]);
+}
+
+fn text(ascii: &[u8]) -> &str {
+    std::str::from_utf8(ascii).expect("dates and UUIDs are written in ASCII")
+}
+
+fn date(days: i32) -> String {
+    text(&write_date(days)).to_owned()
+}
+
+fn day_sql(days: i32) -> String {
+    format!("toDate32('{}')", date(days))
+}
+
+/// Ends a message with what is allowed.
+fn allowed(message: String) -> String {
+    format!("{message}; allowed are {}", PARAMETERS.join(", "))
+}
+
+fn bad(name: &str, message: &str) -> String {
+    allowed(format!("parameter \"{name}\": {message}"))
+}
+
+fn found(value: Option<&str>) -> String {
+    value.map_or_else(|| "no value".into(), quote)
+}
+
+fn once<T>(name: &str, place: &mut Option<T>, value: T) -> Result<(), String> {
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(bad(name, "expected it once, found it more than once")),
+    }
+}
+
+fn site(value: Option<&str>) -> Result<[u8; 16], String> {
+    value.and_then(|text| parse_uuid(text.as_bytes())).ok_or_else(|| {
+        bad("site_id", &format!("expected a UUID such as 67e55044-10b1-426f-9247-bb680e5fe0c8, found {}", found(value)))
+    })
+}
+
+fn day(name: &str, value: Option<&str>) -> Result<i32, String> {
+    parse_date(value.unwrap_or_default().as_bytes())
+        .map_err(|reason| bad(name, &format!("expected a day such as 2021-01-25, found {}: {reason}", found(value))))
+}
+
+fn limit_of(value: Option<&str>) -> Result<usize, String> {
+    let digits = value.filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let limit = digits.and_then(|text| text.parse().ok()).filter(|limit| (1..=LIMIT_MAX).contains(limit));
+    limit.ok_or_else(|| bad("limit", &format!("expected a number from 1 to {LIMIT_MAX}, found {}", found(value))))
+}
+
+fn bad_cursor(text: &str) -> String {
+    bad("cursor", &format!("expected the `next` of an answer under the same filters, found {}", quote(text)))
+}
+
+fn unknown_parameter(name: &str) -> String {
+    // Up to two slips of the pen; a long name is not worth the comparison.
+    let near = PARAMETERS
+        .iter()
+        .filter(|_| name.len() <= 32)
+        .map(|known| (strsim::damerau_levenshtein(name, known), known))
+        .filter(|(slips, known)| *slips <= 2 && *slips < known.len())
+        .min();
+    let hint = near.map(|(_, known)| format!(", did you mean \"{known}\"?")).unwrap_or_default();
+    allowed(format!("unknown parameter {}{hint}", quote(name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dice::Dice;
+
+    const SITE: &str = "67e55044-10b1-426f-9247-bb680e5fe0c8";
+
+    fn parse(query: &str) -> ReportQuery {
+        ReportQuery::parse(Some(query)).unwrap_or_else(|message| panic!("{query}: {message}"))
+    }
+
+    fn where_of(query: &str) -> String {
+        let sql = parse(query).sql("counters");
+        let (_, rest) = sql.split_once(" WHERE generation = 0").unwrap();
+        rest.split_once(" GROUP BY").unwrap().0.to_owned()
+    }
+
+    #[test]
+    fn everything_without_filters() {
+        let query = ReportQuery::parse(None).unwrap();
+        assert_eq!(query, parse(""));
+        assert_eq!(
+            query.sql("millrace.captcha_counters"),
+            "SELECT toInt32(day), UUIDToNum(site_id), sum(served), sum(solved) FROM millrace.captcha_counters \
+             WHERE generation = 0 GROUP BY day, site_id ORDER BY day, UUIDToNum(site_id) LIMIT 10001 FORMAT RowBinary"
+        );
+    }
+
+    #[test]
+    fn filters_become_literals() {
+        let site = format!("toUUID('{SITE}')");
+        assert_eq!(where_of(&format!("site_id={SITE}")), format!(" AND site_id IN ({site})"));
+        let braced = format!("site_id=%7B{}%7d&site_id=urn:uuid:{SITE}", SITE.to_uppercase());
+        assert_eq!(where_of(&braced), format!(" AND site_id IN ({site})"));
+        assert_eq!(where_of("day=2021-01-25"), " AND day IN (toDate32('2021-01-25'))");
+        assert_eq!(
+            where_of("day=2021-01-26&day=2021-01-25&day=2021-01-26&from=2021-01-01&to=2021-01-31"),
+            " AND day IN (toDate32('2021-01-25'), toDate32('2021-01-26')) \
+             AND day >= toDate32('2021-01-01') AND day <= toDate32('2021-01-31')"
+        );
+        assert_eq!(where_of("from=2021-01-25&to=2021-01-25").matches("2021-01-25").count(), 2);
+        assert!(parse("limit=7").sql("t").contains(" LIMIT 8 "));
+        assert_eq!(parse("limit=1").limit, 1);
+        assert_eq!(parse("limit=100000").limit, LIMIT_MAX);
+    }
+
+    #[test]
+    fn days_beyond_all_events() {
+        assert_eq!(where_of("day=1969-12-31"), " AND 0");
+        assert_eq!(where_of("day=0001-01-01&day=9999-12-31"), " AND 0");
+        assert_eq!(where_of("day=1969-12-31&day=1970-01-01"), " AND day IN (toDate32('1970-01-01'))");
+        assert_eq!(where_of("from=1000-01-01&to=9999-12-31"), "");
+        assert_eq!(where_of("from=2101-01-01"), " AND 0");
+        assert_eq!(where_of("to=1969-12-31"), " AND 0");
+        assert_eq!(where_of("to=2100-12-31"), " AND day <= toDate32('2100-12-31')");
+    }
+
+    #[test]
+    fn refuses_and_names_what_is_wrong() {
+        for (query, message) in [
+            ("site=x", "unknown parameter \"site\""),
+            ("sit_id=x", "unknown parameter \"sit_id\", did you mean \"site_id\"?"),
+            ("Day=2021-01-25", "unknown parameter \"Day\", did you mean \"day\"?"),
+            ("form=2021-01-25", "unknown parameter \"form\", did you mean \"from\"?"),
+            ("=1", "unknown parameter \"\""),
+            ("xyz=1", "unknown parameter \"xyz\""),
+            (
+                "site_id=",
+                "parameter \"site_id\": expected a UUID such as 67e55044-10b1-426f-9247-bb680e5fe0c8, found \"\"",
+            ),
+            (
+                "site_id",
+                "parameter \"site_id\": expected a UUID such as 67e55044-10b1-426f-9247-bb680e5fe0c8, found no value",
+            ),
+            (
+                "day=2021-1-25",
+                "parameter \"day\": expected a day such as 2021-01-25, found \"2021-1-25\": not of the form YYYY-MM-DD",
+            ),
+            (
+                "day=2021-02-29",
+                "parameter \"day\": expected a day such as 2021-01-25, found \"2021-02-29\": there is no such date",
+            ),
+            ("day=", "parameter \"day\": expected a day such as 2021-01-25, found \"\": not of the form YYYY-MM-DD"),
+            (
+                "day=%27",
+                "parameter \"day\": expected a day such as 2021-01-25, found \"'\": not of the form YYYY-MM-DD",
+            ),
+            (
+                "from=2021-01-26&to=2021-01-25",
+                "parameter \"from\": expected a day that is not after `to` (2021-01-25), found 2021-01-26",
+            ),
+            ("from=2021-01-25&from=2021-01-25", "parameter \"from\": expected it once, found it more than once"),
+            ("to=2021-01-25&to=2021-01-26", "parameter \"to\": expected it once, found it more than once"),
+            ("limit=5&limit=5", "parameter \"limit\": expected it once, found it more than once"),
+            ("cursor=&cursor=", "parameter \"cursor\": expected it once, found it more than once"),
+            ("limit=0", "parameter \"limit\": expected a number from 1 to 100000, found \"0\""),
+            ("limit=100001", "parameter \"limit\": expected a number from 1 to 100000, found \"100001\""),
+            ("limit=-1", "parameter \"limit\": expected a number from 1 to 100000, found \"-1\""),
+            ("limit=1e3", "parameter \"limit\": expected a number from 1 to 100000, found \"1e3\""),
+            ("limit=", "parameter \"limit\": expected a number from 1 to 100000, found \"\""),
+            (
+                "limit=99999999999999999999999",
+                "parameter \"limit\": expected a number from 1 to 100000, found \"99999999999999999999999\"",
+            ),
+            ("cursor=x", "parameter \"cursor\": expected the `next` of an answer under the same filters, found \"x\""),
+            ("cursor=", "parameter \"cursor\": expected the `next` of an answer under the same filters, found \"\""),
+            ("day=%zz", "parameter \"day\": expected percent-encoded UTF-8, found \"day=%zz\""),
+        ] {
+            let expected = format!("{message}; allowed are site_id, day, from, to, limit, cursor");
+            assert_eq!(ReportQuery::parse(Some(query)), Err(expected));
+        }
+        let long = format!("{}=1", "x".repeat(100_000));
+        assert!(ReportQuery::parse(Some(&long)).unwrap_err().len() < 300);
+    }
+
+    fn rows(count: usize) -> Vec<Row> {
+        let mut dice = Dice::new("rows");
+        let mut rows: Vec<Row> = (0..count)
+            .map(|_| Row {
+                day: dice.below(DAYS.end as usize) as i32,
+                site_id: dice.id(),
+                served: dice.any() >> dice.below(64),
+                solved: dice.any() >> dice.below(64),
+            })
+            .collect();
+        rows.sort_unstable_by_key(|row| (row.day, row.site_id));
+        rows
+    }
+
+    fn binary(rows: &[Row]) -> Vec<u8> {
+        let mut bytes = vec![];
+        for row in rows {
+            bytes.extend(row.day.to_le_bytes());
+            bytes.extend(row.site_id);
+            bytes.extend(row.served.to_le_bytes());
+            bytes.extend(row.solved.to_le_bytes());
+        }
+        bytes
+    }
+
+    #[test]
+    fn decodes_whole_rows_only() {
+        let rows = rows(100);
+        let bytes = binary(&rows);
+        assert_eq!(decode(&bytes), Ok(rows));
+        assert_eq!(decode(&[]), Ok(vec![]));
+        assert_eq!(decode(&bytes[..3599]), Err(BadRows::Length(3599)));
+        let far = Row { day: DAYS.end, site_id: [0; 16], served: 1, solved: 0 };
+        assert_eq!(decode(&binary(&[far])), Err(BadRows::Day { row: 0, day: DAYS.end }));
+    }
+
+    #[test]
+    fn renders_the_documented_json() {
+        let site_id = parse_uuid(SITE.as_bytes()).unwrap();
+        let row = Row { day: parse_date(b"2021-01-25").unwrap(), site_id, served: 10, solved: u64::MAX };
+        let expected = format!(
+            "{{\"counters\":[{{\"time\":\"2021-01-25T00:00:00\",\"site_id\":\"{SITE}\",\"served\":10,\"solved\":18446744073709551615}}]}}\n"
+        );
+        assert_eq!(parse("").render(&[row]), expected.as_bytes());
+        assert_eq!(parse("").render(&[]), b"{\"counters\":[]}\n");
+    }
+
+    #[test]
+    fn renders_as_serde_json_would() {
+        let rows = rows(1000);
+        let json: serde_json::Value = serde_json::from_slice(&parse("").render(&rows)).unwrap();
+        assert_eq!(json.as_object().unwrap().len(), 1);
+        let counters = json["counters"].as_array().unwrap();
+        assert_eq!(counters.len(), rows.len());
+        let epoch = chrono::NaiveDate::from_ymd_opt(1970, 1, 1).unwrap();
+        for (row, counter) in rows.iter().zip(counters) {
+            let day = epoch + chrono::Days::new(row.day as u64);
+            let expected = serde_json::json!({
+                "time": format!("{day}T00:00:00"),
+                "site_id": uuid::Uuid::from_bytes(row.site_id).to_string(),
+                "served": row.served,
+                "solved": row.solved,
+            });
+            assert_eq!(*counter, expected);
+        }
+    }
+
+    #[test]
+    fn pages_join_without_a_gap() {
+        let rows = rows(95);
+        let (mut seen, mut cursor) = (vec![], String::new());
+        for page in 0.. {
+            let query = parse(&format!("from=1970-01-01&limit=10{cursor}"));
+            let start = query.after.map_or(0, |place| rows.partition_point(|row| (row.day, row.site_id) <= place));
+            let json: serde_json::Value =
+                serde_json::from_slice(&query.render(&rows[start..rows.len().min(start + 11)])).unwrap();
+            seen.extend(json["counters"].as_array().unwrap().iter().map(|counter| counter["site_id"].clone()));
+            match json.get("next") {
+                Some(next) => cursor = format!("&cursor={}", next.as_str().unwrap()),
+                None => {
+                    assert_eq!(page, 9);
+                    break;
+                }
+            }
+        }
+        let expected: Vec<serde_json::Value> =
+            rows.iter().map(|row| uuid::Uuid::from_bytes(row.site_id).to_string().into()).collect();
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn a_cursor_belongs_to_its_filters() {
+        let filters = format!("site_id={SITE}&day=2021-01-25&day=2021-01-26&from=2021-01-01");
+        let site = parse_uuid(SITE.as_bytes()).unwrap();
+        let cursor = parse(&filters).filters.cursor((18_652, site));
+        let going_on = parse(&format!("{filters}&limit=3&cursor={cursor}"));
+        assert_eq!(going_on.after, Some((18_652, site)));
+        assert!(going_on.sql("t").contains(
+            " AND (day > toDate32('2021-01-25') OR day = toDate32('2021-01-25') \
+             AND UUIDToNum(site_id) > toFixedString(unhex('67e5504410b1426f9247bb680e5fe0c8'), 16))"
+        ));
+        // The order of filters, their repetition and the limit do not matter.
+        let turned =
+            format!("day=2021-01-26&cursor={cursor}&day=2021-01-25&day=2021-01-25&from=2021-01-01&site_id={SITE}");
+        assert_eq!(parse(&turned).after, going_on.after);
+        for other in
+            ["", "day=2021-01-25", &format!("{filters}&to=2021-02-01"), &filters.replace("2021-01-26", "2021-01-27")]
+        {
+            assert!(ReportQuery::parse(Some(&format!("{other}&cursor={cursor}"))).unwrap_err().contains("\"cursor\""));
+        }
+        for at in 0..cursor.len() {
+            let mut damaged = cursor.clone().into_bytes();
+            damaged[at] = if damaged[at] == b'0' { b'1' } else { b'0' };
+            let damaged = String::from_utf8(damaged).unwrap();
+            assert!(ReportQuery::parse(Some(&format!("{filters}&cursor={damaged}"))).is_err(), "{at}");
+        }
+        let foreign = "ä".repeat(28);
+        assert!(ReportQuery::parse(Some(&format!("{filters}&cursor={foreign}"))).is_err());
+    }
+}
