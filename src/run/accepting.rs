@@ -60,7 +60,8 @@ pub fn open_intake<K: Kind + Default>(program: &Arc<Program>, topic: &str) -> Re
     let metrics = program.metrics.kind(K::NAME);
     let producer = Arc::new(Producer::new(&program.log_options, Box::new(Deliveries(metrics)))?);
     let intake = Arc::new(Intake { acceptor: OnceLock::new(), producer });
-    let condition = program.health.condition(format!("{} intake", K::NAME), &[Duty::Accept], "Kafka was not reached yet");
+    let condition =
+        program.health.condition(format!("{} intake", K::NAME), &[Duty::Accept], "Kafka was not reached yet");
     let (program, topic, opening) = (program.clone(), topic.to_owned(), intake.clone());
     std::thread::Builder::new().name(format!("open-{}", K::NAME)).spawn(move || {
         if let Err(error) = open_when_known::<K>(&program, &topic, &opening, &condition) {
@@ -84,7 +85,7 @@ fn open_when_known<K: Kind + Default>(
                 let inlet = start_batchers::<K>(program, topic, partitions, intake.producer.clone())?;
                 // Opened here only.
                 let _ = intake.acceptor.set(acceptor::<K>(program, partitions, inlet, intake.producer.clone()));
-                condition.ok();
+                condition.holds();
                 tracing::info!(topic, partitions, "accepting");
                 break;
             }
@@ -99,7 +100,7 @@ fn open_when_known<K: Kind + Default>(
         if intake.producer.is_stalled() {
             condition.missing("Kafka does not acknowledge what it is sent");
         } else {
-            condition.ok();
+            condition.holds();
         }
     }
     Ok(())
@@ -162,8 +163,14 @@ fn start_batchers<K: Kind>(
         let events = batch.columns.len();
         metrics.batch_events.observe(events as f64);
         let value = record::encode(batch.columns);
-        let record =
-            Record { topic: &topic, partition: batch.partition, headers: headers.clone(), value: &value, events, acks: batch.acks };
+        let record = Record {
+            topic: &topic,
+            partition: batch.partition,
+            headers: headers.clone(),
+            value: &value,
+            events,
+            acks: batch.acks,
+        };
         producer.produce(record, Instant::now() + patience);
     };
     Ok(batch::start(K::NAME, partitions, options, produce)?)

@@ -3,7 +3,8 @@
 pub mod accepting;
 pub mod storing;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use crate::kinds::captcha::{Captcha, report::CaptchaReport};
 use crate::kinds::{Kind, Report};
 use crate::log::{self, LogError};
 use crate::observe::health::{Duty, Health, Live, Ready};
-use crate::observe::metrics::{Exposition, KindMetrics, Metrics};
+use crate::observe::metrics::{Exposition, KindMetrics, Metrics, RouteMetrics};
 use crate::observe::systemd;
 use crate::report::{ReportEndpoint, ReportObserver};
 use crate::shutdown::Shutdown;
@@ -45,7 +46,9 @@ pub enum RunError {
     #[error(transparent)]
     Log(#[from] LogError),
     /// Listening.
-    #[error("cannot listen on {0}: {1}; is another program using it? set http.listen (MILLRACE_HTTP_LISTEN) to a free one")]
+    #[error(
+        "cannot listen on {0}: {1}; is another program using it? set http.listen (MILLRACE_HTTP_LISTEN) to a free one"
+    )]
     Listen(std::net::SocketAddr, std::io::Error),
     /// The system refused a thread or a runtime.
     #[error("the system refuses what the program needs: {0}")]
@@ -104,8 +107,11 @@ fn writer_settings(config: &Config) -> writer::Settings {
 
 /// Runs until `shutdown` is requested and everything in flight is settled, or until it cannot go on.
 pub fn run(config: &Config, roles: Roles, shutdown: Shutdown) -> Result<(), RunError> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().thread_name("store").build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .enable_all()
+        .thread_name("store")
+        .build()?;
     let program = Arc::new(Program {
         config: config.clone(),
         metrics: Metrics::new(),
@@ -214,8 +220,8 @@ fn listen(program: &Program, routes: door::Routes) -> Result<door::Door, RunErro
         workers: http.workers as usize,
         ..door::Options::default()
     };
-    let observer = Arc::new(Requests::new(program.metrics.clone()));
-    door::start(options, routes, observer).map_err(|error| RunError::Listen(http.listen, error))
+    door::start(&options, routes, Requests::new(program.metrics.clone()))
+        .map_err(|error| RunError::Listen(http.listen, error))
 }
 
 /// How often ClickHouse is asked whether it is there.
@@ -231,7 +237,7 @@ fn watch_clickhouse(program: &Arc<Program>) -> Result<(), RunError> {
         let store = program.store.clone().with_read_timeout(PROBE_MAX);
         loop {
             match program.runtime.block_on(store.execute("SELECT 1")) {
-                Ok(()) => condition.ok(),
+                Ok(()) => condition.holds(),
                 Err(error) => condition.missing(error.to_string()),
             }
             if program.shutdown.wait(PROBE_EVERY) {
@@ -271,5 +277,33 @@ impl ReportObserver for ReportMetrics {
         if !ok {
             self.0.report_failures.inc();
         }
+    }
+}
+
+/// Turns answered requests into metrics. Routes and methods are few; their handles are made when they first occur.
+struct Requests {
+    metrics: Arc<Metrics>,
+    routes: RwLock<HashMap<&'static str, HashMap<String, RouteMetrics>>>,
+}
+
+impl Requests {
+    fn new(metrics: Arc<Metrics>) -> Requests {
+        Requests { metrics, routes: RwLock::default() }
+    }
+}
+
+impl door::Observer for Requests {
+    fn answered(&self, answered: &door::Answered<'_>) {
+        let door::Answered { route, method, status, duration, .. } = *answered;
+        {
+            let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(handle) = routes.get(method).and_then(|routes| routes.get(route)) {
+                return handle.answered(status, duration);
+            }
+        }
+        let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+        let handle = routes.entry(method).or_default().entry(route.to_owned());
+        // Leaked once for each route: they live as long as the program.
+        handle.or_insert_with(|| self.metrics.route(route.to_owned().leak(), method)).answered(status, duration);
     }
 }

@@ -34,7 +34,7 @@ pub fn store_kind<K: Kind>(program: &Program, topic: &str) -> Result<(), RunErro
     let condition = program.health.condition(format!("{} log", K::NAME), &[Duty::Store], "not recognised yet");
     let inspector = Arc::new(Inspector::new(&program.log_options)?);
     let Some(log) = recognise_until_ending::<K>(program, &inspector, topic, &condition)? else { return Ok(()) };
-    condition.ok();
+    condition.holds();
     let log = Arc::new(log);
     let observer = Arc::new(Observer::new(K::NAME, &program.metrics, &program.health));
     let is_ending = {
@@ -178,7 +178,7 @@ impl Observer {
         act(served.entry(partition).or_insert_with(|| {
             let name = format!("{} partition {partition}", self.kind);
             let condition = self.health.condition(name, &[Duty::Store], "");
-            condition.ok();
+            condition.holds();
             Served { metrics: self.metrics.partition(self.kind, partition), condition, next: AtomicI64::new(-1) }
         }))
     }

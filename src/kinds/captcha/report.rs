@@ -13,6 +13,7 @@
 
 use std::fmt::Write;
 
+use crate::kinds::Report;
 use crate::kinds::excerpt::quote;
 use crate::kinds::instant::{DAYS, parse_date, write_date};
 use crate::kinds::uuid_text::{parse_uuid, write_uuid};
@@ -28,6 +29,27 @@ const PARAMETERS: [&str; 6] = ["site_id", "day", "from", "to", "limit", "cursor"
 
 /// The place of a row in the order of the report: its day since 1970 and its site.
 type Place = (i32, [u8; 16]);
+
+/// The report.
+#[derive(Debug)]
+pub struct CaptchaReport;
+
+impl Report for CaptchaReport {
+    type Query = ReportQuery;
+
+    fn parse(query: Option<&str>) -> Result<ReportQuery, String> {
+        ReportQuery::parse(query)
+    }
+
+    fn sql(query: &ReportQuery, counters_table: &str) -> String {
+        query.sql(counters_table)
+    }
+
+    fn render(query: &ReportQuery, rows: &[u8]) -> Result<Vec<u8>, String> {
+        let rows = decode(rows).map_err(|error| error.to_string())?;
+        Ok(query.render(&rows))
+    }
+}
 
 /// What a report is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,7 +108,7 @@ impl ReportQuery {
     /// It asks for one row more than the limit, which tells whether there is a next page. `table` is a name of our own.
     pub fn sql(&self, table: &str) -> String {
         let mut sql = format!(
-            "SELECT toInt32(day), UUIDToNum(site_id), sum(served), sum(solved) FROM {table} WHERE generation = 0"
+            "SELECT toInt32(day), UUIDToNum(site_id), sum(served), sum(solved) FROM {table} WHERE log_generation = 0"
         );
         self.filters.write_sql(&mut sql);
         if let Some((day, site)) = self.after {
@@ -96,7 +118,7 @@ impl ReportQuery {
             );
         }
         let rows = self.limit + 1;
-        sql += &format!(" GROUP BY day, site_id ORDER BY day, UUIDToNum(site_id) LIMIT {rows} FORMAT RowBinary");
+        sql += &format!(" GROUP BY day, site_id ORDER BY day, UUIDToNum(site_id) LIMIT {rows}");
         sql
     }
 
@@ -330,7 +352,7 @@ mod tests {
 
     fn where_of(query: &str) -> String {
         let sql = parse(query).sql("counters");
-        let (_, rest) = sql.split_once(" WHERE generation = 0").unwrap();
+        let (_, rest) = sql.split_once(" WHERE log_generation = 0").unwrap();
         rest.split_once(" GROUP BY").unwrap().0.to_owned()
     }
 
@@ -341,7 +363,7 @@ mod tests {
         assert_eq!(
             query.sql("millrace.captcha_counters"),
             "SELECT toInt32(day), UUIDToNum(site_id), sum(served), sum(solved) FROM millrace.captcha_counters \
-             WHERE generation = 0 GROUP BY day, site_id ORDER BY day, UUIDToNum(site_id) LIMIT 10001 FORMAT RowBinary"
+             WHERE log_generation = 0 GROUP BY day, site_id ORDER BY day, UUIDToNum(site_id) LIMIT 10001"
         );
     }
 
