@@ -7,6 +7,8 @@ use clap::Args;
 
 use super::{FAILED, block_on, out};
 use crate::config::Loaded;
+use crate::kinds::Kind;
+use crate::kinds::captcha::Captcha;
 use crate::kinds::migrations::ALL;
 use crate::log::topics::{Admin, Cluster, Made};
 use crate::store::Store;
@@ -39,11 +41,8 @@ pub struct Migrate {
 
 impl Migrate {
     pub(super) fn execute(self, loaded: &Loaded) -> ExitCode {
-        if self.new_generation {
-            out::error("a new generation cannot be opened by this build");
-            return ExitCode::from(FAILED);
-        }
         match block_on(self.migrate(loaded)) {
+            Ok(Ok(())) if self.new_generation => open_generation(loaded),
             Ok(Ok(())) => ExitCode::SUCCESS,
             Ok(Err(error)) => {
                 out::error(error);
@@ -101,5 +100,21 @@ fn describe(topic: &str, cluster: &Cluster, loaded: &Loaded) -> String {
             found.partitions
         ),
         Some(found) => format!("the topic {topic} exists with {} partitions", found.partitions),
+    }
+}
+
+/// Opens a new generation of the log and says where it starts.
+fn open_generation(loaded: &Loaded) -> ExitCode {
+    let topic = loaded.config.kafka.topic(Captcha::NAME);
+    match crate::run::storing::open_generation::<Captcha>(&loaded.config, &topic) {
+        Ok(opened) => {
+            let (number, starts) = (opened.number, opened.start_offsets);
+            out::line(format!("opened generation {number} of {topic}, which starts at offsets {starts:?}"));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            out::error(error);
+            ExitCode::from(FAILED)
+        }
     }
 }

@@ -16,8 +16,6 @@ const AHEAD_KIB_MAX: u32 = 32 * 1024;
 pub enum Polled<'a> {
     /// The next record.
     Record(BorrowedMessage<'a>),
-    /// The end of the log was reached (once for each time that it is reached).
-    End,
     /// Nothing came in time.
     Nothing,
     /// The offset asked for is not in the log (any more, or yet).
@@ -44,7 +42,6 @@ impl Reader {
             .set("enable.auto.offset.store", "false")
             // An offset that is not there is never replaced by another one.
             .set("auto.offset.reset", "error")
-            .set("enable.partition.eof", "true")
             .set("fetch.wait.max.ms", "500")
             .set("fetch.error.backoff.ms", "100")
             .set("fetch.message.max.bytes", "4194304")
@@ -72,7 +69,6 @@ impl Reader {
         match self.consumer.poll(timeout) {
             None => Polled::Nothing,
             Some(Ok(message)) => Polled::Record(message),
-            Some(Err(KafkaError::PartitionEOF(_))) => Polled::End,
             Some(Err(error)) => match error.rdkafka_error_code() {
                 Some(RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset) => Polled::OutOfRange,
                 _ => Polled::Failed(error),

@@ -8,13 +8,14 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use super::{Program, RunError};
+use crate::config::Config;
 use crate::kinds::Kind;
 use crate::log::topic::{Inspector, LogFacts};
 use crate::observe::health::{Condition, Duty, Health};
 use crate::observe::metrics::{KindMetrics, Metrics, PartitionMetrics, TableMetrics};
 use crate::store::Store;
 use crate::store::stored::LogRow;
-use crate::writer::identity::{Decision, Generation, Log, decide};
+use crate::writer::identity::{self, Decision, Generation, Log, Stored, decide};
 use crate::writer::worker::Tools;
 use crate::writer::{WriterObserver, members};
 
@@ -112,6 +113,24 @@ pub fn recognise<K: Kind>(
 fn generations<K: Kind>(store: &Store, runtime: &Handle) -> Result<Vec<Generation>, Unknown> {
     let rows = runtime.block_on(store.logs::<K>()).map_err(|error| Unknown::NotYet(error.to_string()))?;
     Ok(rows.into_iter().map(generation_of).collect())
+}
+
+/// Records a new generation of the log, with every writer stopped: see [`identity::open`]. Blocks.
+pub fn open_generation<K: Kind>(config: &Config, topic: &str) -> Result<Generation, Box<dyn std::error::Error>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let store = Store::new(&config.clickhouse);
+    let log = log_of(Inspector::new(&super::log_options(config))?.facts(topic)?);
+    let recorded: Vec<_> = runtime.block_on(store.logs::<K>())?.into_iter().map(generation_of).collect();
+    let mut stored = Vec::new();
+    if let Some(newest) = recorded.last() {
+        for (partition, start) in (0..).zip(&newest.start_offsets) {
+            let (ledger, orphans) = runtime.block_on(store.stored_to::<K>(newest.number, partition, *start))?;
+            stored.push(Stored { next: ledger.map(|ledger| ledger.next), uncounted: orphans.is_some() });
+        }
+    }
+    let opened = identity::open(&recorded, &log, &stored)?;
+    runtime.block_on(store.open_log::<K>(&row_of(&opened)))?;
+    Ok(opened)
 }
 
 /// The log in the terms of the decision.

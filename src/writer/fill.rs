@@ -185,7 +185,7 @@ impl<K: Kind> Filler<K> {
                 self.reads_at = Some(decoded.offset + 1);
                 return Ok(Some(decoded));
             }
-            Polled::Nothing | Polled::End => return Ok(None),
+            Polled::Nothing => return Ok(None),
             Polled::OutOfRange => return Err(FillError::OutOfRange),
             Polled::Failed(error) => error,
         };
