@@ -19,4 +19,4 @@ CREATE TABLE IF NOT EXISTS {database}.captcha_counters
 )
 ENGINE = {replicated}AggregatingMergeTree
 ORDER BY (day, site_id, log_generation, log_partition, range_first)
-SETTINGS non_replicated_deduplication_window = 10000, replicated_deduplication_window = 10000;
+SETTINGS non_replicated_deduplication_window = 100000, replicated_deduplication_window = 100000;
