@@ -138,7 +138,7 @@ pub async fn apply(store: &Store, mut told: impl FnMut(&str)) -> Result<(), Migr
         return Ok(());
     }
     store.execute(&filled("CREATE DATABASE IF NOT EXISTS {database}", store.database())).await?;
-    let lock = Lock::take(store, &holder(), |other| told(&format!("waiting for {other}, which is migrating"))).await?;
+    let lock = Lock::take(store, |other| told(&format!("waiting for {other}, which is migrating"))).await?;
     let done = apply_locked(store, &lock, &mut told).await;
     let released = lock.release(store).await;
     done?;
@@ -220,11 +220,6 @@ fn filled(sql: &str, database: &str) -> String {
 
 fn checksum(sql: &str) -> String {
     Sha256::digest(sql.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn holder() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!("process {} on {}", std::process::id(), host.trim())
 }
 
 #[cfg(test)]
