@@ -24,3 +24,6 @@ pub mod identity;
 pub mod machine;
 pub mod recover;
 pub mod seen;
+
+#[cfg(test)]
+mod simulation;
