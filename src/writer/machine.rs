@@ -27,8 +27,12 @@ use super::recover::{Plan, Recovered, plan};
 /// The machine's bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// How old a claim may be when an insert under it is sent. Together with the longest time that an insert can be under
-    /// way it must be shorter than the time for which the store's de-duplication window surely remembers a token.
+    /// How old a claim may be when an insert under it is sent.
+    ///
+    /// Together with the longest time that an insert can be under way (until it has taken effect or never will) it must be
+    /// shorter than the time for which the store's de-duplication window surely remembers a token, and shorter than the
+    /// group's session time-out: Kafka takes commits without membership while a group is empty, and such
+    /// a commit does no harm when no insert under the claim that it overwrites can still arrive.
     pub claim_age_max: Duration,
     /// The first wait before something is tried again; it doubles up to [`Limits::backoff_max`].
     pub backoff_min: Duration,
@@ -104,9 +108,7 @@ pub enum Outcome {
     Idle,
     /// The log does not hold the offset asked for.
     OutOfRange,
-    /// It is done. For a commit: acknowledged by Kafka, **and** the membership under which the tenure began was not lost
-    /// up to now. (Kafka takes commits without membership while the group is empty, so that an
-    /// acknowledgement alone does not prove ownership.)
+    /// It is done.
     Done,
     /// It may or may not have happened, or may still happen: time-out, lost answer, server away, a temporary error.
     /// Also a commit refused for a stale member epoch while the partition is still assigned.
@@ -115,7 +117,8 @@ pub enum Outcome {
     Late,
     /// The store refused the insert and would refuse it again.
     Refused(String),
-    /// The partition is no longer assigned: a commit was refused, or the consumer was told. Accepted at any step.
+    /// The partition is no longer assigned: a commit was refused, the consumer was told, or its membership was found to be
+    /// lost when a commit was to be sent. Accepted at any step.
     Fenced,
 }
 
@@ -413,3 +416,6 @@ impl Plan {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

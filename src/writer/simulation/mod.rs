@@ -18,7 +18,7 @@ mod rng;
 mod rules;
 mod schedule;
 mod store;
-mod toy;
+pub(super) mod toy;
 mod world;
 
 use std::collections::BTreeMap;
