@@ -266,3 +266,13 @@ fn leaving_does_not_wait_for_a_store_that_is_away() {
     bench.expect(Step::InsertEvents(bench.insert()), Outcome::Unknown);
     assert_eq!(bench.next(), Step::Leave);
 }
+
+#[test]
+fn what_took_too_long_to_read_is_read_again() {
+    let mut bench = bench();
+    assert_eq!(bench.next(), Step::Recover);
+    bench.now += LIMITS.claim_age_max + Duration::from_millis(1);
+    bench.on(Outcome::Recovered(known()));
+    bench.skip_wait();
+    assert_eq!(bench.next(), Step::Recover);
+}
