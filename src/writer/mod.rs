@@ -57,6 +57,8 @@ pub struct Settings {
 pub trait WriterObserver: Send + Sync + 'static {
     /// A block of `rows` was sent to a table.
     fn inserted(&self, table: &'static str, rows: u64, elapsed: Duration, ok: bool);
+    /// A worker has begun; for a while the partition's last one may still be at work.
+    fn joined(&self, partition: u32);
     /// A partition was taken over: `next` is the next offset to be stored.
     fn recovered(&self, partition: u32, next: i64);
     /// A range is stored: so many events, of which so many were new; `next` is the next offset.
