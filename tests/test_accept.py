@@ -832,7 +832,7 @@ def random_body(dice, values):
         if dice.random() < 0.02:
             lines.append(dice.choice(["", "  "]))
         if dice.random() < 0.01:
-            lines.append(dice.choice(["{", "oops", '{"time":', "}{"]))
+            lines.append(dice.choice(["{", "oops", '{"time":', "]["]))
             broken += 1
         lines.append(text.replace("\n", newline))
     return (newline.join(lines) + dice.choice(["", newline])).encode(), broken
