@@ -13,22 +13,19 @@
 #[cfg(test)]
 mod dice;
 
-#[cfg(test)]
-mod dice;
-
-pub mod accept;
-pub mod batch;
-pub mod cli;
 pub mod config;
-pub mod door;
 pub mod exchange;
 pub mod flow;
 pub mod kinds;
-pub mod log;
-pub mod observe;
 pub mod query_string;
-pub mod report;
-pub mod run;
-pub mod shutdown;
-pub mod store;
+pub mod door;
+pub mod accept;
+pub mod batch;
+pub mod log;
 pub mod writer;
+pub mod store;
+pub mod report;
+pub mod observe;
+pub mod shutdown;
+pub mod run;
+pub mod cli;

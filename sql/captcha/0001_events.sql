@@ -23,4 +23,4 @@ CREATE TABLE IF NOT EXISTS {database}.captcha_events
 ENGINE = {replicated}MergeTree
 PARTITION BY log_month
 ORDER BY (log_generation, log_partition, log_offset, log_position)
-SETTINGS non_replicated_deduplication_window = 10000, replicated_deduplication_window = 10000;
+SETTINGS non_replicated_deduplication_window = 100000, replicated_deduplication_window = 100000;

@@ -20,4 +20,4 @@ CREATE TABLE IF NOT EXISTS {database}.captcha_counters
 )
 ENGINE = {replicated}AggregatingMergeTree
 ORDER BY (log_generation, log_partition, day, site_id)
-SETTINGS non_replicated_deduplication_window = 10000, replicated_deduplication_window = 10000;
+SETTINGS non_replicated_deduplication_window = 100000, replicated_deduplication_window = 100000;

@@ -11,4 +11,4 @@ CREATE TABLE IF NOT EXISTS {database}.captcha_logs
 )
 ENGINE = {replicated}MergeTree
 ORDER BY generation
-SETTINGS non_replicated_deduplication_window = 10000, replicated_deduplication_window = 10000;
+SETTINGS non_replicated_deduplication_window = 100000, replicated_deduplication_window = 100000;

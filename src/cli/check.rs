@@ -13,7 +13,7 @@ use crate::config::{Config, Loaded, limits, show};
 use crate::kinds::migrations::ALL;
 use crate::log::topics::{Admin, Cluster, MESSAGE_BYTES_MAX, Topic, TopicError};
 use crate::observe::descriptors_max;
-use crate::store::migrate::{self, MigrateError};
+use crate::store::migrate::{self, MigrateError, NarrowWindow};
 use crate::store::{Store, StoreError};
 
 /// How long each server may take to answer.
@@ -28,11 +28,11 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 #[command(after_long_help = "\
 Examples:
   millrace check
-  millrace check --offline                 the configuration, the address, descriptors; no servers
-  millrace check --show-config             the settings in effect and where each came from (secrets masked)
-  millrace check --show-config > new.toml
+  millrace check --offline        the configuration, the address, descriptors
+  millrace check --show-config    the settings in effect, where each came from
 
-Exit codes: 0 all is well (warnings included), 1 something failed, 2 wrong command line or configuration")]
+Exit codes: 0 all is well (warnings included), 1 something failed,
+2 wrong command line or configuration")]
 pub struct Check {
     /// Look at this machine alone, ask no server
     #[arg(long)]
@@ -268,9 +268,13 @@ fn clickhouse(config: &Config) -> Vec<Finding> {
 
 async fn schema(store: &Store) -> Finding {
     match migrate::pending(store).await {
-        Ok(pending) if pending.is_empty() => {
-            finding(State::Ok, "schema", format!("database {} is up to date", store.database()))
-        }
+        Ok(pending) if pending.is_empty() => match migrate::narrow_windows(store).await {
+            Ok(narrow) => match narrow.first() {
+                None => finding(State::Ok, "schema", format!("database {} is up to date", store.database())),
+                Some(narrow) => finding(State::Fail, "schema", narrow_window(store, narrow)),
+            },
+            Err(error) => store_finding("schema", &error),
+        },
         Ok(pending) => {
             let files: Vec<String> = pending.iter().map(ToString::to_string).collect();
             let text = format!("database {} lacks {}: run millrace migrate", store.database(), files.join(", "));
@@ -278,6 +282,15 @@ async fn schema(store: &Store) -> Finding {
         }
         Err(error) => store_finding("schema", &error),
     }
+}
+
+fn narrow_window(store: &Store, narrow: &NarrowWindow) -> String {
+    let table = store.table(&narrow.table);
+    format!(
+        "{table} remembers {} inserts, too few to recognise a repeated one: run ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = {}",
+        narrow.window,
+        limits::DEDUPLICATION_WINDOW
+    )
 }
 
 fn store_finding(what: &'static str, error: &MigrateError) -> Finding {

@@ -113,20 +113,15 @@ impl SettingFlags {
     }
 }
 
-/// What to do.
+/// What to do; each command is described where it is defined, and that is also its help.
 #[derive(Debug, Subcommand)]
+#[allow(missing_docs)]
 pub enum Command {
-    /// Accept, store and report in one process: the usual way
     Run(run::Run),
-    /// Accept and report only
     Serve(serve::Serve),
-    /// Store only: move events from the log to ClickHouse
     Write(write::Write),
-    /// Make the topic and the tables, or bring them up to date
     Migrate(migrate::Migrate),
-    /// Say whether the configuration is valid and everything it names is reachable
     Check(check::Check),
-    /// Recount what is stored and compare it with the counters
     Verify(verify::Verify),
 }
 

@@ -25,7 +25,8 @@ Examples:
 
 Paths: POST /v1/events, GET /v1/report, GET /health/live, GET /health/ready, GET /metrics
 
-Exit codes: 0 ended in order, 1 failed, 2 wrong command line or configuration, 130/143 ended by a second signal")]
+Exit codes: 0 ended in order, 1 failed, 2 wrong command line or configuration,
+130 or 143 ended by a second signal")]
 pub struct Run {}
 
 impl Run {

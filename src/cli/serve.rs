@@ -18,7 +18,8 @@ Examples:
   millrace serve --http-listen 0.0.0.0:8000
   curl -s http://127.0.0.1:8000/health/ready
 
-Exit codes: 0 ended in order, 1 failed, 2 wrong command line or configuration, 130/143 ended by a second signal")]
+Exit codes: 0 ended in order, 1 failed, 2 wrong command line or configuration,
+130 or 143 ended by a second signal")]
 pub struct Serve {}
 
 impl Serve {

@@ -23,7 +23,8 @@ Examples:
   millrace verify
   millrace verify --config /etc/millrace/millrace.toml && echo all counted
 
-Exit codes: 0 all agrees, 1 differences were found or it could not be done, 2 wrong command line or configuration")]
+Exit codes: 0 all agrees, 1 differences were found or it could not be done,
+2 wrong command line or configuration")]
 pub struct Verify {}
 
 /// Differences printed at most; all are counted.

@@ -17,9 +17,10 @@ use crate::run::Roles;
 #[command(after_long_help = "\
 Examples:
   millrace write --http-listen 127.0.0.1:8001
-  millrace write --set writer.range_age_ms=1000    (fewer, larger inserts)
+  millrace write --set writer.range_age_ms=1000
 
-Exit codes: 0 ended in order, 1 failed, 2 wrong command line or configuration, 130/143 ended by a second signal")]
+Exit codes: 0 ended in order, 1 failed, 2 wrong command line or configuration,
+130 or 143 ended by a second signal")]
 pub struct Write {}
 
 impl Write {

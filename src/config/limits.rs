@@ -71,8 +71,10 @@ pub const BACKOFF_MS_MIN: RangeInclusive<u64> = 10..=10_000;
 pub const BACKOFF_MS_MAX: RangeInclusive<u64> = 100..=60_000;
 
 /// How many inserts each table remembers (`non_replicated_deduplication_window` in `sql/`): an insert that is repeated
-/// while it is among the last so many is dropped, a later one would count twice.
-pub const DEDUPLICATION_WINDOW: u64 = 10_000;
+/// while it is among the last so many is dropped, a later one would count twice. Measured with 26.7: a full window of
+/// 100,000 costs 8 MB of disk, less memory than could be told from noise, 0.3 s when the table is loaded, and nothing
+/// for each insert (1.4 ms with windows of 1,000, 10,000 and 100,000 alike).
+pub const DEDUPLICATION_WINDOW: u64 = 100_000;
 /// A claim is given up when at most half of the window can have passed since it was made.
 pub const DEDUPLICATION_WINDOW_USED: u64 = DEDUPLICATION_WINDOW / 2;
 /// More events a second than one ClickHouse takes (up to 7.5 million were measured): ranges closed by size come no faster.
@@ -191,7 +193,7 @@ mod tests {
             (|c| c.clickhouse.insert_ms_max = 60_000, "writer.claim_age_ms_max"),
             (|c| c.writer.poll_ms_max = 60_000, "writer.poll_ms_max"),
             (|c| c.writer.backoff_ms_max = 100 - 1, "writer.backoff_ms_max"),
-            (|c| c.writer.range_age_ms = 10, "writer.range_age_ms"),
+            (|c| (c.writer.range_age_ms, c.kafka.partitions) = (10, 16), "writer.range_age_ms"),
         ];
         for (change, key) in cases {
             let mut config = Config::default();

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use super::source::{Loaded, Origin};
 use super::{SETTINGS, Setting};
 
-/// Writes the whole configuration as a TOML file that means the same; secrets are masked, and what is not a default
-/// says in a comment where it came from.
+/// Writes the whole configuration as a TOML file that means the same but for secrets, which are masked and commented
+/// out; what is not a default says in a comment where it came from.
 pub fn show(loaded: &Loaded) -> String {
     let mut out = String::new();
     let mut section = "";
@@ -19,9 +19,16 @@ pub fn show(loaded: &Loaded) -> String {
             let _ = writeln!(out, "{}[{of}]", if section.is_empty() { "" } else { "\n" });
             section = of;
         }
-        let _ = writeln!(out, "{name} = {}{}", (setting.show)(&loaded.config), comment(loaded, setting));
+        let value = (setting.show)(&loaded.config);
+        let hidden = hidden(&value);
+        let _ = writeln!(out, "{hidden}{name} = {value}{}", comment(loaded, setting));
     }
     out
+}
+
+/// What makes a comment of a masked value, so that nobody takes the mask for the secret.
+fn hidden(value: &str) -> &'static str {
+    if value == "\"[secret]\"" { "#" } else { "" }
 }
 
 fn comment(loaded: &Loaded, setting: &Setting) -> String {
@@ -38,6 +45,7 @@ fn show_options(loaded: &Loaded, out: &mut String) {
     }
     for (name, value) in options {
         let origin = loaded.origin(&format!("kafka.options.{name}"));
-        let _ = writeln!(out, "{name:?} = {value}  # {origin}");
+        let hidden = hidden(&value);
+        let _ = writeln!(out, "{hidden}{name:?} = {value}  # {origin}");
     }
 }

@@ -53,6 +53,7 @@ impl Store {
         let mut client = Client::default()
             .with_url(&config.url)
             .with_user(&config.user)
+            // Over loopback or a fast network compressing costs more than it saves.
             .with_compression(Compression::None)
             // An error must be an error of the whole answer, never a text at the end of half of it.
             .with_setting("wait_end_of_query", "1");
@@ -130,10 +131,13 @@ impl Store {
     /// Inserts one block into a table: `arrow` is a whole Arrow IPC stream with one record batch of at most a million
     /// rows, which all fall into one partition of the table; `token` names it, so that a repetition is dropped.
     ///
-    /// After an error other than [`StoreError::Refused`] the block may have arrived all the same.
+    /// After an error other than [`StoreError::Refused`] the block may have arrived all the same. The body is sent as it
+    /// is: on one machine LZ4 took twice the time (0.35 s instead of 0.16 s for 500,000 events of 81 bytes) and 0.09
+    /// CPU seconds more for each million; what a slow network needs belongs into the Arrow stream.
     pub async fn insert(&self, table: &str, token: &str, arrow: Bytes) -> Result<(), StoreError> {
         let sql = format!("INSERT INTO {} FORMAT ArrowStream", self.table(table));
-        let mut insert = self.client.insert_formatted_with(sql).with_setting("insert_deduplication_token", token);
+        let client = self.client.clone().with_compression(Compression::None);
+        let mut insert = client.insert_formatted_with(sql).with_setting("insert_deduplication_token", token);
         for (name, value) in INSERT_SETTINGS {
             insert = insert.with_setting(name, value);
         }

@@ -38,9 +38,35 @@ pub struct Lock {
 /// What a lock's comment says.
 #[derive(Debug, Serialize, Deserialize)]
 struct Holder {
+    /// For people.
     holder: String,
+    /// The process and the machine (its boot and its space of process ids): who can see that it is gone need not wait.
+    process: u32,
+    machine: String,
     until_s: u64,
     released: bool,
+}
+
+impl Holder {
+    fn this() -> Holder {
+        let read = |path| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        let space = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        let process = std::process::id();
+        Holder {
+            holder: format!("process {process} on {}", read("/proc/sys/kernel/hostname")),
+            process,
+            machine: format!("{} {}", read("/proc/sys/kernel/random/boot_id"), space.display()),
+            until_s: 0,
+            released: false,
+        }
+    }
+
+    /// Whether it still holds the lock at `now_s` of the server's clock.
+    fn holds(&self, now_s: u64) -> bool {
+        let here = Holder::this().machine == self.machine;
+        let gone = here && !std::path::Path::new(&format!("/proc/{}", self.process)).exists();
+        !self.released && self.until_s > now_s && !gone
+    }
 }
 
 #[derive(Debug, Row, Deserialize)]
@@ -61,14 +87,14 @@ struct Newest {
 impl Lock {
     /// Waits for the lock, at most the lease and a little more. `told` is called once with the holder's name when it
     /// has to wait.
-    pub async fn take(store: &Store, holder: &str, mut told: impl FnMut(&str)) -> Result<Lock, StoreError> {
+    pub async fn take(store: &Store, mut told: impl FnMut(&str)) -> Result<Lock, StoreError> {
         let deadline = Instant::now() + LEASE + STATEMENT_MAX;
         let mut waiting = false;
         loop {
             let newest = newest(store).await?;
             match &newest.holder {
                 None => {
-                    if let Some(lock) = Lock::create(store, &newest, holder).await? {
+                    if let Some(lock) = Lock::create(store, &newest).await? {
                         return Ok(lock);
                     }
                 }
@@ -85,12 +111,12 @@ impl Lock {
         }
     }
 
-    async fn create(store: &Store, newest: &Newest, holder: &str) -> Result<Option<Lock>, StoreError> {
+    async fn create(store: &Store, newest: &Newest) -> Result<Option<Lock>, StoreError> {
         let number = newest.number + 1;
         // Measured from before the creation: the lease ends here no later than for the others.
         let since = Instant::now();
         let until_s = newest.now_s + LEASE.as_secs();
-        let comment = comment(&Holder { holder: holder.to_owned(), until_s, released: false });
+        let comment = comment(&Holder { until_s, ..Holder::this() });
         let table = store.table(&format!("{PREFIX}{number}"));
         let sql = format!("CREATE TABLE {table} (a UInt8) ENGINE = MergeTree ORDER BY a COMMENT {comment}");
         match store.execute(&sql).await {
@@ -119,7 +145,7 @@ impl Lock {
     /// Lets go.
     pub async fn release(self, store: &Store) -> Result<(), StoreError> {
         let table = store.table(&format!("{PREFIX}{}", self.number));
-        let comment = comment(&Holder { holder: String::new(), until_s: 0, released: true });
+        let comment = comment(&Holder { released: true, ..Holder::this() });
         store.execute(&format!("ALTER TABLE {table} MODIFY COMMENT {comment}")).await
     }
 }
@@ -148,7 +174,7 @@ async fn newest(store: &Store) -> Result<Newest, StoreError> {
     };
     // A comment that cannot be read is nobody's: somebody made the table by hand.
     let holder = serde_json::from_str::<Holder>(&highest.comment).ok();
-    let holder = holder.filter(|holder| !holder.released && holder.until_s > highest.now_s);
+    let holder = holder.filter(|holder| holder.holds(highest.now_s));
     Ok(Newest {
         number: number_of(highest).unwrap_or(0),
         holder: holder.map(|holder| holder.holder),
@@ -168,7 +194,20 @@ mod tests {
 
     #[test]
     fn comments_are_quoted() {
-        let holder = Holder { holder: "it's \\ \"me\"".into(), until_s: 7, released: false };
-        assert_eq!(comment(&holder), r#"'{"holder":"it\'s \\\\ \\"me\\"","until_s":7,"released":false}'"#);
+        let holder =
+            Holder { holder: "it's \\ \"me\"".into(), machine: "m".into(), process: 7, until_s: 7, released: false };
+        let expected = r#"'{"holder":"it\'s \\\\ \\"me\\"","process":7,"machine":"m","until_s":7,"released":false}'"#;
+        assert_eq!(comment(&holder), expected);
+    }
+
+    #[test]
+    fn a_holder_holds_until_its_lease_ends_it_lets_go_or_it_is_seen_to_be_gone() {
+        let holder = || Holder { until_s: 100, ..Holder::this() };
+        assert!(holder().holds(99));
+        assert!(!holder().holds(100));
+        assert!(!Holder { released: true, ..holder() }.holds(99));
+        // No process has this number: the kernel's greatest is 4194304.
+        assert!(!Holder { process: 5_000_000, ..holder() }.holds(99));
+        assert!(Holder { process: 5_000_000, machine: "another".into(), ..holder() }.holds(99));
     }
 }

@@ -15,6 +15,7 @@ use super::client::Store;
 use super::error::StoreError;
 use super::lock::Lock;
 use super::sql::statements;
+use crate::config::limits;
 use crate::kinds::migrations::{ALL, KindMigrations, Migration};
 
 /// The oldest server that is taken: 25.8 is the oldest long-term release with what the tables and inserts rest on
@@ -130,6 +131,33 @@ pub async fn pending(store: &Store) -> Result<Vec<Pending>, MigrateError> {
     remaining(ALL, &recorded, store.database())
 }
 
+/// A table that forgets inserts too soon, so that a repeated one could count twice.
+#[derive(Debug, Row, Deserialize, PartialEq, Eq)]
+pub struct NarrowWindow {
+    /// The table.
+    #[serde(rename = "name")]
+    pub table: String,
+    /// How many inserts it remembers.
+    pub window: u64,
+}
+
+/// Tables of events and counters whose de-duplication window was narrowed after they were made: what each insert's
+/// safety rests on is looked at, not taken for granted.
+pub async fn narrow_windows(store: &Store) -> Result<Vec<NarrowWindow>, MigrateError> {
+    let tables: Vec<String> =
+        ALL.iter().flat_map(|kind| ["events", "counters"].map(|name| format!("{}_{name}", kind.kind))).collect();
+    let query = store
+        .client()
+        .query(
+            "SELECT name, toUInt64OrZero(extract(engine_full, 'non_replicated_deduplication_window = ([0-9]+)')) AS window \
+             FROM system.tables WHERE database = ? AND name IN ? AND window < ? ORDER BY name",
+        )
+        .bind(store.database())
+        .bind(tables)
+        .bind(limits::DEDUPLICATION_WINDOW);
+    Ok(store.fetch(query).await?)
+}
+
 /// Applies what remains. `told` hears of each step as it is done, in words for a person.
 pub async fn apply(store: &Store, mut told: impl FnMut(&str)) -> Result<(), MigrateError> {
     let store = &store.clone().with_read_timeout(super::lock::STATEMENT_MAX);
@@ -138,7 +166,7 @@ pub async fn apply(store: &Store, mut told: impl FnMut(&str)) -> Result<(), Migr
         return Ok(());
     }
     store.execute(&filled("CREATE DATABASE IF NOT EXISTS {database}", store.database())).await?;
-    let lock = Lock::take(store, &holder(), |other| told(&format!("waiting for {other}, which is migrating"))).await?;
+    let lock = Lock::take(store, |other| told(&format!("waiting for {other}, which is migrating"))).await?;
     let done = apply_locked(store, &lock, &mut told).await;
     let released = lock.release(store).await;
     done?;
@@ -222,11 +250,6 @@ fn checksum(sql: &str) -> String {
     Sha256::digest(sql.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn holder() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!("process {} on {}", std::process::id(), host.trim())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -272,8 +295,7 @@ mod tests {
                     assert!(!statement.contains('{'), "{statement}");
                 }
             }
-            let window =
-                format!("non_replicated_deduplication_window = {}", crate::config::limits::DEDUPLICATION_WINDOW);
+            let window = format!("non_replicated_deduplication_window = {}", limits::DEDUPLICATION_WINDOW);
             for migration in kind.migrations {
                 let tables = migration.sql.matches("CREATE TABLE").count();
                 assert_eq!(migration.sql.matches(&window).count(), tables, "{}", kind.file(migration));

@@ -168,8 +168,8 @@ enum State {
 struct Held {
     range: Range,
     new_events: u64,
-    /// Whether its events are known to be stored.
-    events_stored: bool,
+    /// How many of its events are known to be stored; with a value all of them must be.
+    events_stored: Option<u64>,
     /// For a range that may have been tried before: when the store was asked what it holds of it.
     known_at: Option<Instant>,
 }
@@ -303,14 +303,14 @@ impl Machine {
             Ok(plan) => plan,
             Err(why) => return self.halt(why),
         };
-        self.state = match (plan, held) {
+        let state = match (plan, held) {
             // The block of the very range is still there, and no one else has stored anything since: it need not be
             // built again.
             (Plan::Replay { range, events_stored }, Some(held)) if range == held.range => {
-                State::Claim(Held { events_stored, known_at: Some(self.recovered_at), ..held })
+                return self.claim(Held { events_stored, known_at: Some(self.recovered_at), ..held });
             }
             (Plan::Resume { from, .. }, Some(held)) if from == held.range.first => {
-                State::Claim(Held { events_stored: false, known_at: Some(self.recovered_at), ..held })
+                return self.claim(Held { events_stored: None, known_at: Some(self.recovered_at), ..held });
             }
             (Plan::Resume { from, .. }, Some(held)) if from == held.range.next() => {
                 State::Commit { next: from, then: After::Read }
@@ -318,6 +318,7 @@ impl Machine {
             (Plan::Resume { from, settle: true }, _) => State::Commit { next: from, then: After::LoadSeen },
             (plan, _) => State::LoadSeen { plan },
         };
+        self.state = state;
     }
 
     fn on_read(&mut self, last: i64, new_events: u64) {
@@ -329,12 +330,23 @@ impl Machine {
             "read to {last} of {plan:?}"
         );
         let (events_stored, known_at) = match plan {
-            Plan::Resume { .. } => (false, None),
+            Plan::Resume { .. } => (None, None),
             Plan::Replay { events_stored, .. } => (events_stored, Some(self.recovered_at)),
         };
         self.failures = 0;
-        self.state =
-            State::Claim(Held { range: Range { first: plan.from(), last }, new_events, events_stored, known_at });
+        self.claim(Held { range: Range { first: plan.from(), last }, new_events, events_stored, known_at });
+    }
+
+    /// Goes on to claim the range of the block held, unless what is stored of it cannot be its events.
+    fn claim(&mut self, held: Held) {
+        let Held { range, new_events, events_stored, .. } = held;
+        match events_stored {
+            Some(rows) if rows != new_events => self.halt(Why::Inconsistent(format!(
+                "{rows} events of the offsets {range} are stored and not counted, while the log has {new_events} new \
+                 events there"
+            ))),
+            _ => self.state = State::Claim(held),
+        }
     }
 
     fn on_done(&mut self) {
@@ -347,7 +359,7 @@ impl Machine {
             State::Claim(held) => {
                 let since = held.known_at.unwrap_or(self.asked_at).min(self.asked_at);
                 let deadline = since + self.limits.claim_age_max;
-                if held.events_stored || held.new_events == 0 {
+                if held.events_stored.is_some() || held.new_events == 0 {
                     State::InsertCounters(held, deadline)
                 } else {
                     State::InsertEvents(held, deadline)

@@ -29,6 +29,8 @@ pub mod members;
 pub mod recover;
 pub mod rows;
 pub mod seen;
+#[cfg(test)]
+mod simulation;
 pub mod worker;
 
 use std::time::Duration;

@@ -8,9 +8,10 @@ use super::halt::{Why, quote_metadata};
 
 /// What is known of a partition, read by the shell when asked to recover.
 ///
-/// The parts may be read in any order, as long as `orphans` belongs to a `ledger` that was read before or with it,
-/// and everything is read after the partition was assigned: from then on only inserts of the claimed range can still
-/// arrive, and those under its tokens.
+/// It is read after the partition was assigned, and in this order: the log's first offset, the commit, the ledger with the
+/// events beside it (in one query), the log's end. What is compared with what grows is thus read before it, so that a
+/// writer that stands still half-way, while another one goes on with the partition, does not halt over what it has read.
+/// While the partition is assigned only inserts of the claimed range can still arrive, and those under its tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovered {
     /// The generation of the log now in force.
@@ -50,6 +51,8 @@ pub struct Orphans {
     pub last_min: i64,
     /// The largest `range_last` among them: the same, since only one range can be under way.
     pub last_max: i64,
+    /// How many they are: as many as the range has new events, since an insert is atomic.
+    pub rows: u64,
 }
 
 /// Where to go on.
@@ -66,8 +69,8 @@ pub(super) enum Plan {
     Replay {
         /// The range.
         range: Range,
-        /// Whether its events are stored, so that only its counters are missing.
-        events_stored: bool,
+        /// How many of its events are stored; with a value all of them are, and only its counters are missing.
+        events_stored: Option<u64>,
     },
 }
 
@@ -75,7 +78,8 @@ pub(super) enum Plan {
 pub(super) fn plan(known: &Recovered) -> Result<Plan, Why> {
     let committed = committed(known)?;
     let next = stored_next(known)?;
-    let orphan_last = orphan_last(known, next)?;
+    let orphans = orphans(known, next)?;
+    let orphan_last = orphans.map(|orphans| orphans.last_max);
     if let Some(committed) = committed
         && committed.next > next
     {
@@ -103,7 +107,9 @@ pub(super) fn plan(known: &Recovered) -> Result<Plan, Why> {
         )));
     }
     Ok(match pending_last.or(orphan_last) {
-        Some(last) => Plan::Replay { range: Range { first: next, last }, events_stored: orphan_last.is_some() },
+        Some(last) => {
+            Plan::Replay { range: Range { first: next, last }, events_stored: orphans.map(|orphans| orphans.rows) }
+        }
         None => {
             let settled = Committed { generation: known.generation, next, pending_last: None };
             Plan::Resume { from: next, settle: committed != Some(settled) }
@@ -140,14 +146,15 @@ fn stored_next(known: &Recovered) -> Result<i64, Why> {
     Ok(next)
 }
 
-/// The last offset of the range whose events are stored but not counted.
-fn orphan_last(known: &Recovered, next: i64) -> Result<Option<i64>, Why> {
+/// The events that are stored but not counted, when they can be of one range that begins at `next`.
+fn orphans(known: &Recovered, next: i64) -> Result<Option<Orphans>, Why> {
     match known.orphans {
-        None => Ok(None),
-        Some(Orphans { last_min, last_max }) if last_min == last_max && last_min >= next => Ok(Some(last_min)),
-        Some(Orphans { last_min, last_max }) => Err(Why::Inconsistent(format!(
-            "events at or after offset {next} are stored and not counted, and belong to ranges that end at {last_min} \
-             and {last_max}: there can be one such range, ending at or after {next}"
-        ))),
+        Some(Orphans { last_min, last_max, .. }) if last_min != last_max || last_min < next => {
+            Err(Why::Inconsistent(format!(
+                "events at or after offset {next} are stored and not counted, and belong to ranges that end at \
+                 {last_min} and {last_max}: there can be one such range, ending at or after {next}"
+            )))
+        }
+        orphans => Ok(orphans),
     }
 }

@@ -152,7 +152,7 @@ fn secrets_are_not_shown() {
     let loaded = of_variables(&[("MILLRACE_CLICKHOUSE_PASSWORD", "hunter2")]).unwrap();
     assert_eq!(loaded.config.clickhouse.password.expose(), "hunter2");
     assert!(!format!("{loaded:?}").contains("hunter2"));
-    assert!(super::super::show(&loaded).contains("password = \"[secret]\"  # MILLRACE_CLICKHOUSE_PASSWORD"));
+    assert!(super::super::show(&loaded).contains("\n#password = \"[secret]\"  # MILLRACE_CLICKHOUSE_PASSWORD\n"));
     let refused = of_flag("clickhouse.password", "hunter2").unwrap_err();
     assert!(refused.contains("MILLRACE_CLICKHOUSE_PASSWORD") && !refused.contains("hunter2"), "{refused}");
     let refused = of_flag("clickhouse.url", "http://u:hunter2@h:1").unwrap_err();
@@ -187,10 +187,21 @@ fn a_missing_file_is_named() {
 
 #[test]
 fn what_is_shown_reads_back() {
-    let path = write("shown", &super::super::show(&Loaded::default()).replace("[secret]", ""));
-    let loaded = load(&Sources { file: Some(path.clone()), ..Sources::default() }).unwrap();
-    std::fs::remove_file(path).unwrap();
-    assert_eq!(loaded.config, Config::default());
+    let variables = [
+        ("MILLRACE_CLICKHOUSE_PASSWORD", "hunter2"),
+        ("MILLRACE_KAFKA_OPTIONS_SASL_PASSWORD", "hunter2"),
+        ("MILLRACE_KAFKA_OPTIONS_CLIENT_ID", "it's \\ \"me\""),
+        ("MILLRACE_HTTP_WORKERS", "3"),
+    ];
+    for variables in [&variables[..], &[]] {
+        let loaded = of_variables(variables).unwrap();
+        let mut again = of_file("shown", &super::super::show(&loaded)).unwrap();
+        again.config.clickhouse.password = loaded.config.clickhouse.password.clone();
+        if !variables.is_empty() {
+            again.config.kafka.options.set("sasl.password", &Raw::Text("hunter2".into())).unwrap();
+        }
+        assert_eq!(again.config, loaded.config);
+    }
 }
 
 #[test]
