@@ -10,12 +10,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::base_consumer::BaseConsumer;
 use rdkafka::consumer::{CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 
+use super::client::{complained, heard};
 use super::{LogError, Options};
 use crate::config::GroupProtocol;
 
@@ -78,7 +80,8 @@ struct Tenures {
 
 impl Tenures {
     fn open(&mut self, topic: &str, partition: u32) {
-        let tenure = Arc::new(Tenure { topic: topic.to_owned(), partition, opened: Instant::now(), active: Mutex::new(true) });
+        let tenure =
+            Arc::new(Tenure { topic: topic.to_owned(), partition, opened: Instant::now(), active: Mutex::new(true) });
         if let Some(old) = self.active.insert((topic.to_owned(), partition), tenure.clone()) {
             old.end();
         }
@@ -102,7 +105,15 @@ struct Context {
     tenures: Mutex<Tenures>,
 }
 
-impl ClientContext for Context {}
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        heard(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        complained(&error, reason);
+    }
+}
 
 impl ConsumerContext for Context {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, partitions: &mut TopicPartitionList) {

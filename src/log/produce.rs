@@ -8,10 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 
+use super::client::{complained, heard};
 use super::{LogError, Options};
 use crate::flow::AckPart;
 
@@ -86,7 +88,15 @@ impl Deliveries {
 
 struct Context(Arc<Deliveries>);
 
-impl ClientContext for Context {}
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        heard(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        complained(&error, reason);
+    }
+}
 
 impl ProducerContext for Context {
     type DeliveryOpaque = Box<InFlight>;
@@ -148,6 +158,11 @@ impl Producer {
         let waiting = self.deliveries.in_flight.load(Ordering::Acquire) > 0;
         let since_ms = self.deliveries.now_ms().saturating_sub(self.deliveries.progress_ms.load(Ordering::Acquire));
         waiting && since_ms > STALL_MAX.as_millis() as u64
+    }
+
+    /// Whether nothing waits for Kafka, so that only asking tells whether it is there.
+    pub fn is_idle(&self) -> bool {
+        self.deliveries.in_flight.load(Ordering::Acquire) <= 0
     }
 
     /// Waits until everything handed over is settled; `false` when `timeout` passed first.

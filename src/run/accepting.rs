@@ -97,11 +97,11 @@ fn open_when_known<K: Kind + Default>(
         }
     }
     while !program.shutdown.wait(ASK_AGAIN) {
-        if intake.producer.is_stalled() {
-            condition.missing("Kafka does not acknowledge what it is sent");
-        } else {
-            condition.holds();
-        }
+        let missing = match intake.producer.is_idle() {
+            true => inspector.partitions(topic).err().map(|error| error.to_string()),
+            false => intake.producer.is_stalled().then(|| "Kafka does not acknowledge what it is sent".to_owned()),
+        };
+        missing.map_or_else(|| condition.holds(), |reason| condition.missing(reason));
     }
     Ok(())
 }
