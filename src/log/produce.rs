@@ -56,6 +56,8 @@ struct Deliveries {
     in_flight: AtomicI64,
     /// Milliseconds after `started` at which a record was last acknowledged, or the first one was handed over.
     progress_ms: AtomicU64,
+    /// Records acknowledged so far.
+    acknowledged: AtomicU64,
 }
 
 impl Deliveries {
@@ -72,7 +74,10 @@ impl Deliveries {
     fn end(&self, in_flight: InFlight, failure: Option<&KafkaError>) {
         self.in_flight.fetch_sub(1, Ordering::AcqRel);
         match failure {
-            None => self.progress_ms.store(self.now_ms(), Ordering::Release),
+            None => {
+                self.progress_ms.store(self.now_ms(), Ordering::Release);
+                self.acknowledged.fetch_add(1, Ordering::AcqRel);
+            }
             Some(error) => {
                 tracing::warn!(%error, events = in_flight.events, "a record was not acknowledged, its requests get a 503");
             }
@@ -112,6 +117,7 @@ impl Producer {
             started: Instant::now(),
             in_flight: AtomicI64::new(0),
             progress_ms: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
         });
         let client = connect(options, &deliveries)?;
         Ok(Producer { options: options.clone(), deliveries, client: Mutex::new(Arc::new(client)) })
@@ -141,6 +147,11 @@ impl Producer {
             }
             return;
         }
+    }
+
+    /// How many records Kafka has acknowledged so far.
+    pub fn acknowledged(&self) -> u64 {
+        self.deliveries.acknowledged.load(Ordering::Acquire)
     }
 
     /// Whether something waits for Kafka and nothing has been acknowledged for a while.
