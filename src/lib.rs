@@ -7,8 +7,8 @@
 //!
 //! Modules stand in the order of the flow. The accepting side (`door`, `accept`, `batch`) and the storing side
 //! (`writer`, `store`) never import each other: the Kafka log is their only meeting point. Plain data that crosses from
-//! one stage to the next lives in `exchange` (HTTP) and `flow` (events). `run` wires all stages and is the only place
-//! that names all of them.
+//! one stage to the next lives in `exchange` (HTTP) and `flow` (events); `kinds` and `query_string` are plain too.
+//! `run` wires all stages and is the only place that names all of them.
 
 #[cfg(test)]
 mod dice;

@@ -21,5 +21,8 @@ fn main() -> ExitCode {
         }
     };
     let _flushed_at_the_end = logs::init(&loaded.config.log);
+    // Reads FAILPOINTS.
+    #[cfg(feature = "failpoints")]
+    let _scenario = fail::FailScenario::setup();
     arguments.command.execute(&loaded)
 }

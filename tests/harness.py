@@ -204,7 +204,17 @@ class Log:
             told = consumer.committed(partitions, timeout=10)
         finally:
             consumer.close()
-        return [(one.offset, one.metadata or "") if one.offset >= 0 else None for one in told]
+        return [(one.offset, _metadata(one)) if one.offset >= 0 else None for one in told]
+
+
+def _metadata(place):
+    """A commit's metadata. The client library takes it for text that ends with a NUL, which it does not, and so may read
+    on behind it; what the program writes is one JSON object."""
+    try:
+        text = place.metadata or ""
+    except UnicodeDecodeError as error:
+        text = error.object[: error.start].decode()
+    return text[: text.index("}") + 1] if text.startswith("{") and "}" in text else text
 
 
 @dataclass

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
 use rdkafka::consumer::base_consumer::BaseConsumer;
@@ -28,6 +28,8 @@ pub struct Tenure {
     pub topic: String,
     /// Which partition.
     pub partition: u32,
+    /// When it began.
+    pub opened: Instant,
     active: Mutex<bool>,
 }
 
@@ -76,7 +78,7 @@ struct Tenures {
 
 impl Tenures {
     fn open(&mut self, topic: &str, partition: u32) {
-        let tenure = Arc::new(Tenure { topic: topic.to_owned(), partition, active: Mutex::new(true) });
+        let tenure = Arc::new(Tenure { topic: topic.to_owned(), partition, opened: Instant::now(), active: Mutex::new(true) });
         if let Some(old) = self.active.insert((topic.to_owned(), partition), tenure.clone()) {
             old.end();
         }
@@ -222,7 +224,8 @@ impl Group {
     /// Commits an offset for a partition under its tenure.
     pub fn commit(&self, tenure: &Tenure, commit: &Commit) -> Result<(), CommitError> {
         let active = lock(&tenure.active);
-        if !*active {
+        // Between losing the membership and being told so, a commit would go out without one.
+        if !*active || self.consumer.assignment_lost() {
             return Err(CommitError::Ended);
         }
         let mut offsets = TopicPartitionList::new();

@@ -1,9 +1,9 @@
 //! The storing side of one kind: recognises the log, then stores what it brings, until the program ends.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
@@ -19,6 +19,9 @@ use crate::writer::identity::{self, Decision, Generation, Log, Stored, decide};
 use crate::writer::worker::Tools;
 use crate::writer::{WriterObserver, members};
 
+/// Makes sure that the log is still the recorded one.
+type Recognition = Arc<dyn Fn(Instant) -> Result<(), String> + Send + Sync>;
+
 /// The pause before Kafka or ClickHouse is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -31,7 +34,7 @@ pub enum Unknown {
 }
 
 /// Stores a kind until the program ends. Blocks.
-pub fn store_kind<K: Kind>(program: &Program, topic: &str) -> Result<(), RunError> {
+pub fn store_kind<K: Kind>(program: &Arc<Program>, topic: &str) -> Result<(), RunError> {
     let condition = program.health.condition(format!("{} log", K::NAME), &[Duty::Store], "not recognised yet");
     let inspector = Arc::new(Inspector::new(&program.log_options)?);
     let Some(log) = recognise_until_ending::<K>(program, &inspector, topic, &condition)? else { return Ok(()) };
@@ -42,7 +45,8 @@ pub fn store_kind<K: Kind>(program: &Program, topic: &str) -> Result<(), RunErro
         let shutdown = program.shutdown.clone();
         Arc::new(move || shutdown.is_requested())
     };
-    watch_lag(program, inspector.clone(), topic, observer.clone())?;
+    let recognise = recognition::<K>(program.clone(), inspector.clone(), log.clone());
+    watch(program, inspector.clone(), topic, observer.clone(), recognise.clone())?;
     let tools = |group| Tools {
         options: program.log_options.clone(),
         settings: program.writer_settings,
@@ -51,6 +55,7 @@ pub fn store_kind<K: Kind>(program: &Program, topic: &str) -> Result<(), RunErro
         inspector: inspector.clone(),
         store: program.store.clone(),
         runtime: program.runtime.clone(),
+        recognise: recognise.clone(),
         observer: observer.clone(),
         is_ending: is_ending.clone(),
     };
@@ -82,6 +87,35 @@ fn recognise_until_ending<K: Kind>(
             return Ok(None);
         }
     }
+}
+
+/// What makes sure that the log is still the generation that this process stores, as Kafka and ClickHouse tell it at a
+/// given time or later; another log ends the program. The answer to one worker serves all that began before it was asked for.
+fn recognition<K: Kind>(program: Arc<Program>, inspector: Arc<Inspector>, log: Arc<Generation>) -> Recognition {
+    let known_at = Mutex::new(Instant::now());
+    Arc::new(move |since| {
+        let mut known_at = known_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known_at >= since {
+            return Ok(());
+        }
+        let asked_at = Instant::now();
+        let refused = match recognise::<K>(&inspector, &program.store, &program.runtime, &log.topic) {
+            Ok(found) if found.number == log.number => {
+                *known_at = asked_at;
+                return Ok(());
+            }
+            Ok(found) => format!(
+                "generation {} of the log was opened while this writer stored generation {}: start it again",
+                found.number, log.number
+            ),
+            Err(Unknown::NotYet(reason)) => return Err(reason),
+            Err(Unknown::Refused(reason)) => reason,
+        };
+        if !program.shutdown.is_requested() {
+            program.fail(RunError::LogRefused(refused.clone()));
+        }
+        Err(refused)
+    })
 }
 
 /// Compares the log with what is recorded of it; records the first generation.
@@ -168,6 +202,8 @@ struct Served {
     /// Names the partition in `/health/ready` while it stands still.
     condition: Condition,
     next: AtomicI64,
+    /// A partition that comes back soon has two: the last one may still wait for an answer.
+    workers: AtomicU32,
 }
 
 /// Turns what the workers do into metrics and conditions.
@@ -198,7 +234,12 @@ impl Observer {
             let name = format!("{} partition {partition}", self.kind);
             let condition = self.health.condition(name, &[Duty::Store], "");
             condition.holds();
-            Served { metrics: self.metrics.partition(self.kind, partition), condition, next: AtomicI64::new(-1) }
+            Served {
+                metrics: self.metrics.partition(self.kind, partition),
+                condition,
+                next: AtomicI64::new(-1),
+                workers: AtomicU32::new(0),
+            }
         }))
     }
 
@@ -227,15 +268,23 @@ impl WriterObserver for Observer {
         }
     }
 
+    fn joined(&self, partition: u32) {
+        self.with(partition, |served| served.workers.fetch_add(1, Ordering::Relaxed));
+    }
+
     fn recovered(&self, partition: u32, next: i64) {
-        self.with(partition, |served| served.next.store(next, Ordering::Relaxed));
+        self.with(partition, |served| {
+            served.next.store(next, Ordering::Relaxed);
+            served.metrics.halted.set(0);
+            served.condition.holds();
+        });
     }
 
     fn stored(&self, partition: u32, events: u64, new_events: u64, next: i64) {
         self.totals.stored.inc_by(new_events);
         self.totals.duplicates.inc_by(events - new_events);
         self.totals.range_events.observe(events as f64);
-        self.recovered(partition, next);
+        self.with(partition, |served| served.next.store(next, Ordering::Relaxed));
     }
 
     fn seen(&self, partition: u32, keys: u64, bytes: u64) {
@@ -257,23 +306,30 @@ impl WriterObserver for Observer {
     }
 
     fn left(&self, partition: u32) {
-        self.served.lock().unwrap_or_else(PoisonError::into_inner).remove(&partition);
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        if served.get(&partition).is_some_and(|served| served.workers.fetch_sub(1, Ordering::Relaxed) <= 1) {
+            served.remove(&partition);
+        }
     }
 }
 
-/// How often the lag is measured.
-const LAG_EVERY: Duration = Duration::from_secs(5);
+/// How often the log is looked at.
+const WATCH_EVERY: Duration = Duration::from_secs(5);
 
-/// Keeps the lag of the partitions that this process serves up to date.
-fn watch_lag(
+/// Keeps the lag of the partitions that this process serves up to date, and makes sure that the log is still the recorded
+/// one: with the classic protocol a topic that is created again with as many partitions changes hands unnoticed.
+fn watch(
     program: &Program,
     inspector: Arc<Inspector>,
     topic: &str,
     observer: Arc<Observer>,
+    recognise: Recognition,
 ) -> Result<(), RunError> {
     let (shutdown, topic) = (program.shutdown.clone(), topic.to_owned());
-    std::thread::Builder::new().name(format!("lag-{}", observer.kind)).spawn(move || {
-        while !shutdown.wait(LAG_EVERY) {
+    std::thread::Builder::new().name(format!("watch-{}", observer.kind)).spawn(move || {
+        while !shutdown.wait(WATCH_EVERY) {
+            // What keeps Kafka or ClickHouse from telling is said by their own conditions.
+            let _ = recognise(Instant::now());
             for (partition, next) in observer.served() {
                 if let (true, Ok((_, high))) = (next >= 0, inspector.watermarks(&topic, partition)) {
                     observer.lag(partition, (high - next).max(0));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::worker::{Tools, Worker};
 use crate::kinds::Kind;
@@ -24,7 +24,7 @@ pub fn store_log<K: Kind>(
 ) -> Result<(), LogError> {
     while !is_ending() {
         let group = Arc::new(Group::join(options, &[topic])?);
-        let mut workers: Vec<JoinHandle<()>> = Vec::new();
+        let mut workers: Vec<Hired> = Vec::new();
         let mut failed = false;
         while !is_ending() && !failed {
             for event in group.poll(POLL) {
@@ -36,10 +36,10 @@ pub fn store_log<K: Kind>(
                     }
                 }
             }
-            workers.retain(|worker| !worker.is_finished());
+            replace_ended::<K>(&mut workers, is_ending, || tools(group.clone()))?;
         }
         // Workers finish the range that is under way; the membership is kept alive for their last commit.
-        while workers.iter().any(|worker| !worker.is_finished()) {
+        while workers.iter().any(|worker| !worker.thread.is_finished()) {
             group.poll(POLL);
         }
         group.leave();
@@ -50,11 +50,38 @@ pub fn store_log<K: Kind>(
     Ok(())
 }
 
-fn hire<K: Kind>(tools: Tools, tenure: Arc<Tenure>) -> Result<Option<JoinHandle<()>>, LogError> {
+/// A worker's thread.
+struct Hired {
+    tenure: Arc<Tenure>,
+    since: Instant,
+    thread: JoinHandle<()>,
+}
+
+/// Forgets the workers that have ended. One whose tenure has not ended (a panic, a claim that Kafka did not confirm) gets
+/// a successor, since nobody else is given the partition meanwhile.
+fn replace_ended<K: Kind>(
+    workers: &mut Vec<Hired>,
+    is_ending: &dyn Fn() -> bool,
+    tools: impl Fn() -> Tools,
+) -> Result<(), LogError> {
+    let ended = |worker: &mut Hired| {
+        worker.thread.is_finished() && (!worker.tenure.is_active() || worker.since.elapsed() > REJOIN)
+    };
+    let ended: Vec<Hired> = workers.extract_if(.., ended).collect();
+    for Hired { tenure, .. } in ended {
+        if tenure.is_active() && !is_ending() {
+            tracing::error!(partition = tenure.partition, "a worker ended before its tenure, another one takes its place");
+            workers.extend(hire::<K>(tools(), tenure)?);
+        }
+    }
+    Ok(())
+}
+
+fn hire<K: Kind>(tools: Tools, tenure: Arc<Tenure>) -> Result<Option<Hired>, LogError> {
     let partition = tenure.partition;
-    let worker = Worker::<K>::new(tools, tenure)?;
+    let worker = Worker::<K>::new(tools, tenure.clone())?;
     match std::thread::Builder::new().name(format!("write-{}-{partition}", K::NAME)).spawn(|| worker.run()) {
-        Ok(thread) => Ok(Some(thread)),
+        Ok(thread) => Ok(Some(Hired { tenure, since: Instant::now(), thread })),
         Err(error) => {
             // The partition stays unserved until it is assigned again; the lag shows it.
             tracing::error!(partition, %error, "no thread for a worker");

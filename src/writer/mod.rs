@@ -11,6 +11,7 @@
 //! only), against a model of Kafka and of ClickHouse.
 //!
 //! - [`claim`]: ranges of offsets, the claim as it lies in Kafka's commit metadata, the tokens of the inserts.
+//! - [`step`]: what the machine and the shell say to each other.
 //! - [`recover`]: what the log, the group and the store know of a partition, and where that says to go on.
 //! - [`halt`]: what stops a partition until an operator has looked at it.
 //! - [`identity`]: whether the log is still the one that was recorded.
@@ -29,9 +30,11 @@ pub mod members;
 pub mod recover;
 pub mod rows;
 pub mod seen;
+pub mod step;
+pub mod worker;
+
 #[cfg(test)]
 mod simulation;
-pub mod worker;
 
 use std::time::Duration;
 
@@ -54,6 +57,8 @@ pub struct Settings {
 pub trait WriterObserver: Send + Sync + 'static {
     /// A block of `rows` was sent to a table.
     fn inserted(&self, table: &'static str, rows: u64, elapsed: Duration, ok: bool);
+    /// A worker has begun; for a while the partition's last one may still be at work.
+    fn joined(&self, partition: u32);
     /// A partition was taken over: `next` is the next offset to be stored.
     fn recovered(&self, partition: u32, next: i64);
     /// A range is stored: so many events, of which so many were new; `next` is the next offset.

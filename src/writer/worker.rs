@@ -45,6 +45,9 @@ pub struct Tools {
     pub store: Store,
     /// Runs what the store does.
     pub runtime: Handle,
+    /// Makes sure that the log is still the recorded one, as Kafka and ClickHouse tell it at the given time or later.
+    /// `Err` says why that is not known; another log ends the program.
+    pub recognise: Arc<dyn Fn(Instant) -> Result<(), String> + Send + Sync>,
     /// Told what happens.
     pub observer: Arc<dyn WriterObserver>,
     /// Whether the program is ending.
@@ -91,6 +94,7 @@ impl<K: Kind> Worker<K> {
     /// Works until the tenure ends, or the program.
     pub fn run(mut self) {
         let partition = self.tenure.partition;
+        self.tools.observer.joined(partition);
         loop {
             if !self.tenure.is_active() {
                 break;
@@ -156,6 +160,11 @@ impl<K: Kind> Worker<K> {
     /// In the order that [`Recovered`] asks for.
     fn recover(&mut self) -> Outcome {
         let (tenure, log) = (&self.tenure, &self.tools.log);
+        // Partitions of a topic that was created again come as a new tenure, and their offsets mean something else.
+        if let Err(reason) = (self.tools.recognise)(tenure.opened) {
+            tracing::warn!(partition = tenure.partition, reason, "the log is not recognised, asking again");
+            return Outcome::Unknown;
+        }
         let start = log.start_offsets.get(tenure.partition as usize).copied().unwrap_or(0);
         let watermarks = || self.tools.inspector.watermarks(&tenure.topic, tenure.partition);
         let (log_low, _) = match watermarks() {

@@ -27,7 +27,7 @@ impl World {
             self.processes[w].leaving = true;
             self.note(|| format!("writer {w} is to leave"));
         }
-        if self.setup.commits_without_membership && self.rng.permille(2 * faults.pauses) {
+        if self.setup.commits_without_membership && self.rng.permille(50 * faults.pauses) {
             self.abandon();
         }
         if self.rng.permille(faults.kafka_away) {
@@ -76,6 +76,11 @@ impl World {
         if !self.processes.iter().any(expelled) || !self.processes.iter().any(went_on) {
             return;
         }
+        // Most of all while an insert of theirs is under way.
+        if self.store.in_flight.is_empty() && self.rng.permille(900) {
+            return;
+        }
+        self.cover("all writers die but one that lost its partitions without knowing");
         let empty_at = self.now + self.setup.session_ms + 1;
         for process in &mut self.processes {
             match process.life {
@@ -83,12 +88,11 @@ impl World {
                 _ => process.die(empty_at + 200),
             }
         }
-        self.note(|| "writers die, but for those that stand still".to_owned());
     }
 
     /// A writer stands still just as it is about to send a commit.
     pub fn stand_still_before_commit(&mut self, w: usize) {
-        if self.faulty && self.setup.commits_without_membership && self.rng.permille(4 * self.setup.faults.pauses) {
+        if self.faulty && self.setup.commits_without_membership && self.rng.permille(8 * self.setup.faults.pauses) {
             let until = self.now + self.setup.faults.pause_ms_max;
             self.processes[w].life = Life::Paused(until);
             self.note(|| format!("writer {w} stands still until {until}, about to commit"));

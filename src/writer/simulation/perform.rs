@@ -100,7 +100,7 @@ impl World {
     pub fn advance(&mut self, w: usize, p: usize) {
         let Some(mut tenure) = self.processes[w].tenures[p].take() else { return };
         let doing = std::mem::replace(&mut tenure.doing, Doing::Asking);
-        let t = &mut tenure;
+        let t = &mut *tenure;
         let doing = match doing {
             Doing::Asking => match self.ask(w, p, t) {
                 Some(doing) => doing,

@@ -43,7 +43,7 @@ pub struct Process {
     /// Its partitions.
     pub held: Vec<Held>,
     /// Its tenures.
-    pub tenures: Vec<Option<Tenure>>,
+    pub tenures: Vec<Option<Box<Tenure>>>,
     /// Its connection to Kafka.
     pub connection: usize,
 }
@@ -164,7 +164,7 @@ impl World {
         match (process.held[p], &mut process.tenures[p]) {
             (Held::Granted | Held::Owned, None) if !leaving => {
                 self.processes[w].held[p] = Held::Owned;
-                self.processes[w].tenures[p] = Some(self.tenure(p, member));
+                self.processes[w].tenures[p] = Some(Box::new(self.tenure(p, member)));
                 self.note(|| format!("writer {w} is assigned partition {p}"));
             }
             (Held::Owned, Some(tenure)) if leaving => tenure.leave(),

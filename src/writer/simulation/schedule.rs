@@ -110,9 +110,10 @@ fn setup(rng: &mut Rng, broken: Option<Rule>) -> Setup {
     let commits_without_membership = rng.permille(300);
     let mut session_ms = rng.between(60, 300);
     if commits_without_membership {
-        if broken != Some(Rule::SessionOutlivesClaim) {
-            session_ms += claim_age_max + insert_ms_max;
-        }
+        session_ms = match broken {
+            Some(Rule::SessionOutlivesClaim) => (session_ms / 4).max(40),
+            _ => session_ms + claim_age_max + insert_ms_max,
+        };
         faults.leaves = 0;
         faults.pauses = rng.between(2, 12);
         faults.pause_ms_max += 3 * session_ms;

@@ -1,0 +1,352 @@
+"""What the tests of "every event is counted once" share: a model of what was sent, a load, and the reckoning at the end.
+
+- `Sent`: what the test's own client knows: the keys that were acknowledged, and those whose answer never came.
+- `Load`: clients that post events, send again what was refused, and repeat what was taken before.
+- `reckon`: waits until everything in the log is stored, then compares report, stored rows, ledger and commits with `Sent`.
+- `Proxy`: stands between the program and a server, to cut the connection, or to swallow an answer.
+"""
+
+import collections
+import http.client
+import json
+import random
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from contextlib import closing, suppress
+
+from harness import environment_without_settings, eventually, millrace_binary
+
+# Small ranges that close early, so that a short test sees many of them. A claim lives 10 s, an insert 5 s.
+SMALL_RANGES = {
+    "MILLRACE_KAFKA_BATCH_EVENTS_MAX": "500",
+    "MILLRACE_WRITER_RANGE_EVENTS_MAX": "2000",
+    "MILLRACE_WRITER_RANGE_AGE_MS": "50",
+    "MILLRACE_WRITER_CLAIM_AGE_MS_MAX": "10000",
+    "MILLRACE_CLICKHOUSE_INSERT_MS_MAX": "5000",
+    "MILLRACE_WRITER_BACKOFF_MS_MAX": "1000",
+}
+SITES = [str(uuid.UUID(int=(0x6B1E << 112) + site)) for site in range(7)]
+DAYS = ["2021-01-25", "2021-01-26", "2024-02-29"]
+TYPES = ["serve", "solve"]
+SETTLED_S = 40
+
+
+def make_events(count):
+    """Events with new keys; site, day and type follow from the key, so that a copy of it is the same event."""
+    return [event_of(uuid.uuid4()) for _ in range(count)]
+
+
+def event_of(correlation_id):
+    number = correlation_id.int
+    return {
+        "time": f"{DAYS[number % 3]}T10:{number % 60:02}:00.{number % 1000000:06}",
+        "type": TYPES[number % 2],
+        "correlation_id": str(correlation_id),
+        "site_id": SITES[number % 7],
+    }
+
+
+def key_of(event):
+    return event["type"], event["correlation_id"]
+
+
+def lines(events):
+    return "".join(json.dumps(event) + "\n" for event in events)
+
+
+class Sent:
+    """What a client knows of what it sent. Safe to use from several threads."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.acknowledged = {}
+        self.unsure = {}
+
+    def taken(self, events):
+        with self.lock:
+            for event in events:
+                self.acknowledged[key_of(event)] = event
+                self.unsure.pop(key_of(event), None)
+
+    def not_answered(self, events):
+        with self.lock:
+            self.unsure |= {key_of(event): event for event in events if key_of(event) not in self.acknowledged}
+
+    def some(self, count):
+        """Events that were acknowledged before, to be sent again."""
+        with self.lock:
+            known = list(self.acknowledged.values())
+        return random.sample(known, min(count, len(known)))
+
+    def post(self, door, events, timeout_s=15):
+        """Sends the events in one request and notes what came of it. Returns the status, 0 when no answer came."""
+        try:
+            answer = door.post("/v1/events", lines(events), timeout_s=timeout_s)
+        except (OSError, http.client.HTTPException):
+            self.not_answered(events)
+            return 0
+        if answer.status == 202:
+            told = answer.json()
+            assert told["accepted"] == len(events) and told["rejected"] == 0, told
+            self.taken(events)
+        else:
+            assert answer.status == 503, f"{answer.status}: {answer.text}"
+            assert int(answer.headers["Retry-After"]) >= 1
+            self.not_answered(events)
+        return answer.status
+
+    def post_until_taken(self, door, events, deadline_s=30):
+        eventually(lambda: self.post(door, events) == 202, deadline_s, what="an acknowledgement")
+
+
+class Load:
+    """Clients that post until they are stopped. `doors` is a list that may change meanwhile."""
+
+    def __init__(self, sent, doors, *, clients=2, batch=200, pause_s=0.02, resend=True):
+        self.sent = sent
+        self.doors = doors
+        self.batch = batch
+        self.pause_s = pause_s
+        self.resend = resend
+        self.statuses = collections.Counter()
+        self.slowest_s = 0.0
+        self.errors = []
+        self.stopping = threading.Event()
+        self.threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.stopping.set()
+        for thread in self.threads:
+            thread.join(60)
+            assert kind or not thread.is_alive(), "a client hangs"
+        if not kind:
+            assert not self.errors, self.errors
+
+    def _run(self):
+        try:
+            pending = None
+            while not self.stopping.is_set():
+                if pending is None:
+                    pending = make_events(self.batch)
+                    # Copies within the request, and of what was taken before.
+                    pending += random.sample(pending, self.batch // 20) + self.sent.some(self.batch // 20)
+                    random.shuffle(pending)
+                began = time.monotonic()
+                status = self.sent.post(random.choice(self.doors), pending)
+                self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+                self.statuses[status] += 1
+                if status == 202 or not self.resend:
+                    pending = None
+                self.stopping.wait(self.pause_s)
+        except Exception as error:  # noqa: BLE001: shown by the test
+            self.errors.append(error)
+
+    def taken(self):
+        """Requests acknowledged so far."""
+        return self.statuses[202]
+
+    def wait_taken(self, more, deadline_s=30):
+        """Returns once so many more requests were acknowledged."""
+        goal = self.taken() + more
+        eventually(lambda: self.errors or self.taken() >= goal, deadline_s, what=f"{more} more acknowledged requests")
+
+
+def stored_to(space):
+    """For each partition of each generation, the offset after the last one stored."""
+    rows = space.store.rows(
+        f"SELECT log_generation AS g, log_partition AS p, max(range_last) + 1 AS next FROM {space.database}.captcha_counters"
+        " WHERE log_generation > 0 GROUP BY g, p"
+    )
+    return {(row["g"], row["p"]): row["next"] for row in rows}
+
+
+def wait_stored(space, *, generation=1, deadline_s=SETTLED_S, starts=None):
+    """Waits until everything that is in the log now is stored and committed; returns how many seconds that took."""
+    began = time.monotonic()
+    log = space.log
+    watermarks = log.watermarks(space.topic)
+    starts = starts or [low for low, _ in watermarks]
+    ends = [high for _, high in watermarks]
+
+    def stored():
+        found = stored_to(space)
+        nexts = [found.get((generation, partition), starts[partition]) for partition in range(len(ends))]
+        assert nexts == ends, f"stored up to {nexts} of {ends}"
+        return True
+
+    eventually(stored, deadline_s, what="everything in the log to be stored")
+
+    def committed():
+        found = log.committed(space.group, space.topic)
+        for end, start, commit in zip(ends, starts, found, strict=True):
+            # Before anything was stored of a partition there may be no commit yet.
+            assert commit or end == start, found
+            if commit:
+                assert commit[0] == end and "pending" not in commit[1], (found, ends)
+        return True
+
+    eventually(committed, 15, what="the end of the log to be committed")
+    return time.monotonic() - began
+
+
+def read_report(door):
+    """The whole report: counts by day, site and type, without zeros."""
+    answer = door.get("/v1/report?limit=100000")
+    assert answer.status == 200, answer.text
+    counted = collections.Counter()
+    for row in answer.json()["counters"]:
+        day = row["time"].removesuffix("T00:00:00")
+        for column, type_ in (("served", "serve"), ("solved", "solve")):
+            if row[column]:
+                counted[day, row["site_id"], type_] += row[column]
+    return counted
+
+
+def count(events):
+    return collections.Counter((event["time"][:10], event["site_id"], event["type"]) for event in events)
+
+
+def run_command(space, *arguments):
+    """A command of the program, run to its end."""
+    return subprocess.run(
+        [millrace_binary(), *arguments],
+        env={**environment_without_settings(), **space.settings()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def check_stored(space, sent):
+    """Compares what is stored with what was sent: acknowledged keys exactly once, the others at most once; each place
+    in the log once. Returns the events that must be counted."""
+    table = f"{space.database}.captcha_events"
+    stored = space.store.query(f"SELECT type, correlation_id FROM {table} FORMAT TSV")
+    keys = collections.Counter(tuple(line.split("\t")) for line in stored.splitlines())
+    twice = [key for key, copies in keys.items() if copies > 1]
+    assert not twice, f"{len(twice)} events are stored more than once: {twice[:5]}"
+    lost = sent.acknowledged.keys() - keys.keys()
+    assert not lost, f"{len(lost)} acknowledged events are not stored: {sorted(lost)[:5]}"
+    known = sent.acknowledged | sent.unsure
+    strange = keys.keys() - known.keys()
+    assert not strange, f"{len(strange)} events are stored that were never sent: {sorted(strange)[:5]}"
+    shared = space.store.value(
+        f"SELECT toInt64(count()) - toInt64(uniqExact(log_generation, log_partition, log_offset, log_position)) FROM {table}"
+    )
+    assert shared == 0, f"{shared} rows share their place in the log with another"
+    return [known[key] for key in keys]
+
+
+def check_counts(space, sent, door):
+    """`check_stored`, the report and `millrace verify`, for what is stored by now."""
+    expected = count(check_stored(space, sent))
+    found = read_report(door)
+    assert found == expected, f"the report differs: {dict(found - expected)} too many, {dict(expected - found)} missing"
+    told = run_command(space, "verify")
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
+def reckon(space, sent, door, **options):
+    """Everything stored, everything counted, nothing twice. Returns how long storing what was left took, in seconds."""
+    took_s = wait_stored(space, **options)
+    check_counts(space, sent, door)
+    return took_s
+
+
+class Proxy:
+    """TCP between the program and a server, which a test can cut.
+
+    - `swallow(needle, times)`: the next `times` requests in which `needle` occurs reach the server, and the answer is
+      lost: the connection is closed when it begins to arrive.
+    - `cut()`: all connections are closed and new ones refused; `mend()` ends that.
+    """
+
+    def __init__(self, target):
+        host, _, port = target.rpartition(":")
+        self.target = (host, int(port))
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.address = f"127.0.0.1:{self.port}"
+        self.lock = threading.Lock()
+        self.needle, self.left, self.swallowed = b"", 0, 0
+        self.open = set()
+        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def swallow(self, needle, times):
+        with self.lock:
+            self.needle, self.left = needle, times
+
+    def cut(self):
+        # A listener that is only closed goes on accepting in a thread that waits in accept.
+        with suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        with self.lock:
+            found, self.open = self.open, set()
+        for connection in found:
+            _end(connection)
+
+    def mend(self):
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def _accept(self, listener):
+        while True:
+            try:
+                near, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                far = socket.create_connection(self.target, timeout=10)
+                far.settimeout(None)
+            except OSError:
+                near.close()
+                continue
+            marked = threading.Event()
+            with self.lock:
+                self.open |= {near, far}
+            threading.Thread(target=self._forward, args=(near, far, marked), daemon=True).start()
+            threading.Thread(target=self._back, args=(near, far, marked), daemon=True).start()
+
+    def _forward(self, near, far, marked):
+        with suppress(OSError):
+            while piece := near.recv(1 << 16):
+                with self.lock:
+                    if self.left > 0 and not marked.is_set() and self.needle in piece:
+                        self.left -= 1
+                        marked.set()
+                far.sendall(piece)
+        self._close(near, far)
+
+    def _back(self, near, far, marked):
+        with suppress(OSError):
+            while piece := far.recv(1 << 16):
+                if marked.is_set():
+                    with self.lock:
+                        self.swallowed += 1
+                    break
+                near.sendall(piece)
+        self._close(near, far)
+
+    def _close(self, near, far):
+        with self.lock:
+            self.open -= {near, far}
+        for connection in (near, far):
+            _end(connection)
+
+    def close(self):
+        self.cut()
+
+
+def _end(connection):
+    with closing(connection), suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
