@@ -58,6 +58,8 @@ struct Deliveries {
     in_flight: AtomicI64,
     /// Milliseconds after `started` at which a record was last acknowledged, or the first one was handed over.
     progress_ms: AtomicU64,
+    /// Records acknowledged so far.
+    acknowledged: AtomicU64,
 }
 
 impl Deliveries {
@@ -74,7 +76,10 @@ impl Deliveries {
     fn end(&self, in_flight: InFlight, failure: Option<&KafkaError>) {
         self.in_flight.fetch_sub(1, Ordering::AcqRel);
         match failure {
-            None => self.progress_ms.store(self.now_ms(), Ordering::Release),
+            None => {
+                self.progress_ms.store(self.now_ms(), Ordering::Release);
+                self.acknowledged.fetch_add(1, Ordering::AcqRel);
+            }
             Some(error) => {
                 tracing::warn!(%error, events = in_flight.events, "a record was not acknowledged, its requests get a 503");
             }
@@ -122,6 +127,7 @@ impl Producer {
             started: Instant::now(),
             in_flight: AtomicI64::new(0),
             progress_ms: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
         });
         let client = connect(options, &deliveries)?;
         Ok(Producer { options: options.clone(), deliveries, client: Mutex::new(Arc::new(client)) })
@@ -153,16 +159,16 @@ impl Producer {
         }
     }
 
+    /// How many records Kafka has acknowledged so far.
+    pub fn acknowledged(&self) -> u64 {
+        self.deliveries.acknowledged.load(Ordering::Acquire)
+    }
+
     /// Whether something waits for Kafka and nothing has been acknowledged for a while.
     pub fn is_stalled(&self) -> bool {
         let waiting = self.deliveries.in_flight.load(Ordering::Acquire) > 0;
         let since_ms = self.deliveries.now_ms().saturating_sub(self.deliveries.progress_ms.load(Ordering::Acquire));
         waiting && since_ms > STALL_MAX.as_millis() as u64
-    }
-
-    /// Whether nothing waits for Kafka, so that only asking tells whether it is there.
-    pub fn is_idle(&self) -> bool {
-        self.deliveries.in_flight.load(Ordering::Acquire) <= 0
     }
 
     /// Waits until everything handed over is settled; `false` when `timeout` passed first.
