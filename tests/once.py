@@ -268,6 +268,7 @@ class Proxy:
     - `swallow(needle, times)`: the next `times` requests in which `needle` occurs reach the server, and the answer is
       lost: the connection is closed when it begins to arrive.
     - `cut()`: all connections are closed and new ones refused; `mend()` ends that.
+    - `freeze()`: connections stay, and nothing passes; `thaw()` ends that.
     """
 
     def __init__(self, target):
@@ -278,6 +279,8 @@ class Proxy:
         self.address = f"127.0.0.1:{self.port}"
         self.lock = threading.Lock()
         self.needle, self.left, self.swallowed = b"", 0, 0
+        self.flows = threading.Event()
+        self.flows.set()
         self.open = set()
         threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
 
@@ -294,6 +297,12 @@ class Proxy:
             found, self.open = self.open, set()
         for connection in found:
             _end(connection)
+
+    def freeze(self):
+        self.flows.clear()
+
+    def thaw(self):
+        self.flows.set()
 
     def mend(self):
         self.listener = socket.create_server(("127.0.0.1", self.port))
@@ -320,6 +329,7 @@ class Proxy:
     def _forward(self, near, far, marked):
         with suppress(OSError):
             while piece := near.recv(1 << 16):
+                self.flows.wait()
                 with self.lock:
                     if self.left > 0 and not marked.is_set() and self.needle in piece:
                         self.left -= 1
@@ -330,6 +340,7 @@ class Proxy:
     def _back(self, near, far, marked):
         with suppress(OSError):
             while piece := far.recv(1 << 16):
+                self.flows.wait()
                 if marked.is_set():
                     with self.lock:
                         self.swallowed += 1
@@ -344,6 +355,7 @@ class Proxy:
             _end(connection)
 
     def close(self):
+        self.thaw()
         self.cut()
 
 
