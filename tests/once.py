@@ -32,6 +32,8 @@ SITES = [str(uuid.UUID(int=(0x6B1E << 112) + site)) for site in range(7)]
 DAYS = ["2021-01-25", "2021-01-26", "2024-02-29"]
 TYPES = ["serve", "solve"]
 SETTLED_S = 40
+# Between a refusal and the next try: less than a client is asked to wait, so that a test sees many.
+PAUSE_REFUSED_S = 0.1
 
 
 def make_events(count):
@@ -145,7 +147,7 @@ class Load:
                 self.statuses[status] += 1
                 if status == 202 or not self.resend:
                     pending = None
-                self.stopping.wait(self.pause_s)
+                self.stopping.wait(self.pause_s if status == 202 else max(self.pause_s, PAUSE_REFUSED_S))
         except Exception as error:  # noqa: BLE001: shown by the test
             self.errors.append(error)
 

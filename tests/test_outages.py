@@ -8,7 +8,7 @@ import http.client
 import time
 
 import pytest
-from harness import Servers, Space, eventually
+from harness import OwnKafka, Servers, Space, eventually
 from once import SMALL_RANGES, Load, Proxy, Sent, make_events, reckon, stored_to
 
 # The door waits for Kafka up to `http.ack_ms_max`; the rest is for a busy machine.
@@ -25,6 +25,21 @@ GROWTH_BYTES_MAX = 200 << 20
 @pytest.fixture
 def sent():
     return Sent()
+
+
+@pytest.fixture(scope="module")
+def module_kafka(tmp_path_factory):
+    """A Kafka of this module's own: its start takes seconds."""
+    own = OwnKafka(tmp_path_factory.mktemp("own-kafka"))
+    yield own.start()
+    own.stop()
+
+
+@pytest.fixture
+def own_kafka(module_kafka):
+    """That Kafka, running when the test begins and when it has ended."""
+    yield module_kafka
+    module_kafka.resume()
 
 
 @pytest.fixture
@@ -100,7 +115,8 @@ def test_told_to_end_while_kafka_is_away(own_kafka, own_kafka_space, millrace, s
 def test_clickhouse_away(how, space, millrace, sent):
     """Accepting goes on, the lag shows it, reports are refused; afterwards everything is there."""
     proxy = Proxy(space.servers.clickhouse_url.removeprefix("http://"))
-    program = millrace("run", settings={**SMALL_RANGES, "MILLRACE_CLICKHOUSE_URL": f"http://{proxy.address}"})
+    through_proxy = {"MILLRACE_CLICKHOUSE_URL": f"http://{proxy.address}", "MILLRACE_CLICKHOUSE_REPORT_MS_MAX": "2000"}
+    program = millrace("run", settings={**SMALL_RANGES, **through_proxy})
     with Load(sent, [program], clients=3, batch=500) as load:
         load.wait_taken(10)
         before = resident_bytes(program)
@@ -126,7 +142,7 @@ def test_everything_killed(own_kafka, own_clickhouse, millrace, sent):
     space = Space(Servers(own_kafka.brokers, own_clickhouse.url, own_clickhouse.user, own_clickhouse.password))
     doors = [millrace("run", space=space, settings=SETTINGS)]
     with Load(sent, doors, clients=3) as load:
-        for _ in range(3):
+        for _ in range(2):
             load.wait_taken(15)
             doors[0].kill()
             own_clickhouse.kill()

@@ -99,6 +99,10 @@ fn open_when_known<K: Kind + Default>(
     while !program.shutdown.wait(ASK_AGAIN) {
         if intake.producer.is_stalled() {
             condition.missing("Kafka does not acknowledge what it is sent");
+            // Requests are refused, so that nothing is sent that could be acknowledged: an answer is enough to try again.
+            if inspector.partitions(topic).is_ok_and(|found| found.is_some()) {
+                intake.producer.try_again();
+            }
         } else {
             condition.holds();
         }
