@@ -123,7 +123,7 @@ impl Fault {
             ),
             Fault::ExpectationFailed => (417, "expectation_failed", "the only expectation known here is 100-continue".into()),
             Fault::HeaderFieldsTooLarge => {
-                (431, "header_fields_too_large", "a request may have 16 header fields at most".into())
+                (431, "header_fields_too_large", "a request may have 16 header fields and 64 KiB of them at most".into())
             }
             Fault::Unavailable { message, .. } => (503, "unavailable", Cow::Borrowed(message)),
             Fault::Internal => (500, "internal", "something went wrong here: see the server's log".into()),

@@ -7,28 +7,25 @@
 //!
 //! Modules stand in the order of the flow. The accepting side (`door`, `accept`, `batch`) and the storing side
 //! (`writer`, `store`) never import each other: the Kafka log is their only meeting point. Plain data that crosses from
-//! one stage to the next lives in `exchange` (HTTP) and `flow` (events). `run` wires all stages and is the only place
-//! that names all of them.
+//! one stage to the next lives in `exchange` (HTTP) and `flow` (events); `kinds` and `query_string` are plain too.
+//! `run` wires all stages and is the only place that names all of them.
 
 #[cfg(test)]
 mod dice;
 
-#[cfg(test)]
-mod dice;
-
-pub mod accept;
-pub mod batch;
-pub mod cli;
 pub mod config;
-pub mod door;
 pub mod exchange;
 pub mod flow;
 pub mod kinds;
-pub mod log;
-pub mod observe;
 pub mod query_string;
-pub mod report;
-pub mod run;
-pub mod shutdown;
-pub mod store;
+pub mod door;
+pub mod accept;
+pub mod batch;
+pub mod log;
 pub mod writer;
+pub mod store;
+pub mod report;
+pub mod observe;
+pub mod shutdown;
+pub mod run;
+pub mod cli;

@@ -292,7 +292,7 @@ fn works_in_a_coroutine_and_yields() {
             // SAFETY: the coroutine keeps no thread-local state across a yield.
             unsafe {
                 may::coroutine::Builder::new()
-                    .stack_size(0x8000)
+                    .stack_size(0x2000)
                     .spawn(move || {
                         let answer = acceptor.answer(&head(), &mut body.as_bytes().to_vec());
                         turns.fetch_add(1, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 //!
 //! In: a request's `BodyReader`, its length and the connection's own descriptor. Out: the body, whole, or how it
 //! ended. What always holds: exactly the announced bytes are taken from the connection, never one of the next request;
-//! all bodies together stay below `body_bytes_in_flight_max`.
+//! all bodies together, and unusual numbers of waiting answers, stay below `body_bytes_in_flight_max`.
 
 use std::io::BufRead;
 use std::mem::ManuallyDrop;
@@ -56,6 +56,17 @@ impl Room {
         self.taken().checked_add(bytes).is_some_and(|sum| sum <= self.bytes_max)
     }
 
+    /// Changes what somebody holds of the room from `held` to `wanted`, unless the room is too small for that.
+    pub fn hold(&self, held: &mut usize, wanted: usize) -> bool {
+        let held_before = *held;
+        let change = |taken: usize| (taken - held_before).checked_add(wanted).filter(|sum| *sum <= self.bytes_max);
+        let changed = self.taken.fetch_update(Ordering::AcqRel, Ordering::Relaxed, change).is_ok();
+        if changed {
+            *held = wanted;
+        }
+        changed
+    }
+
     /// A share that is given back when dropped.
     pub fn share(&self) -> Share<'_> {
         Share { room: self, bytes: 0 }
@@ -71,20 +82,13 @@ pub(super) struct Share<'a> {
 impl Share<'_> {
     /// Grows the share to `bytes`, unless the room is too small for that.
     fn grow(&mut self, bytes: usize) -> bool {
-        let more = bytes.saturating_sub(self.bytes);
-        let max = self.room.bytes_max;
-        let add = |taken: usize| taken.checked_add(more).filter(|sum| *sum <= max);
-        let grown = self.room.taken.fetch_update(Ordering::AcqRel, Ordering::Relaxed, add).is_ok();
-        if grown {
-            self.bytes += more;
-        }
-        grown
+        bytes <= self.bytes || self.room.hold(&mut self.bytes, bytes)
     }
 }
 
 impl Drop for Share<'_> {
     fn drop(&mut self) {
-        self.room.taken.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.room.hold(&mut self.bytes, 0);
     }
 }
 

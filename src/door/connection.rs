@@ -9,7 +9,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use may_minihttp::{HttpService, Request, Response};
 
@@ -24,14 +24,19 @@ use crate::exchange::{Answer, Fault, Head};
 /// An answer up to this long goes through the server's buffer, which keeps the size it has grown to for as long as
 /// its connection lives. A longer one is written here, at its reader's pace, and closes the connection.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
-/// A client that sends requests without taking the answers is closed when this much waits for it.
-const PENDING_BYTES_MAX: usize = 256 << 10;
+/// A client that sends requests faster than the server comes to writing its answers is closed when this much waits.
+const PENDING_BYTES_MAX: usize = 1 << 20;
+/// Up to this much may wait on any connection; what is beyond it is taken from the room for bodies.
+const PENDING_BYTES_FREE: usize = 64 << 10;
 /// The unread body of a refused request is read, so that the connection can stay, up to this length.
 const SPARED_BYTES_MAX: usize = 64 << 10;
+/// How often a closing connection looks whether its peer has got everything.
+const ACKNOWLEDGED_EVERY: Duration = Duration::from_millis(5);
 /// No request is shorter: `GET / HTTP/1.0` and an empty line, with bare LFs.
 const REQUEST_BYTES_MIN: u64 = 16;
-/// A head of 17 fields is not shorter: a request line and 17 times `a:` with a bare LF, and an empty line.
-const SEVENTEEN_FIELDS_BYTES_MIN: u64 = 16 + 17 * 3;
+/// The server does not tell why it took a head for malformed. One of this length or more had too many fields, most
+/// likely: a request line and 17 fields of 6 bytes have 120.
+const MANY_FIELDS_BYTES_MIN: u64 = 120;
 
 /// The state of one connection.
 pub(super) struct Connection {
@@ -41,6 +46,8 @@ pub(super) struct Connection {
     peer: std::net::SocketAddr,
     /// The last answer was given.
     ended: bool,
+    /// What waiting answers have taken of the room: the most that ever waited, because the server keeps the memory.
+    held: usize,
     /// About how many bytes of requests were consumed: exact but for unusual blanks and newlines.
     consumed: u64,
     small: Vec<u8>,
@@ -74,6 +81,7 @@ impl Connection {
             wire,
             peer: peer.unwrap_or_else(|| ([0, 0, 0, 0], 0).into()),
             ended,
+            held: 0,
             consumed: 0,
             small: Vec::new(),
             text: String::new(),
@@ -196,6 +204,7 @@ impl Connection {
         let was = self.watched.enter(Phase::Busy);
         let fault = match end {
             End::Whole => {
+                wire.announce_again();
                 asked.keep_alive &= was != Phase::Cut;
                 return Ok(());
             }
@@ -226,7 +235,7 @@ impl Connection {
             && !wire.must_end()
             && (!bodiless || answer.body.is_empty())
             && answer.body.len() <= ANSWER_BYTES_MAX
-            && wire.settle() <= PENDING_BYTES_MAX;
+            && pending_fits(wire.settle(), &mut self.held, &self.shared.room);
         self.shared.observe(&asked, answer.status);
         if !stays {
             return self.finish(&answer, bodiless, asked.unread);
@@ -258,10 +267,17 @@ impl Connection {
         let written =
             wire.catch_up().and_then(|()| wire.send(&head, !body.is_empty())).and_then(|()| wire.send(body, false));
         wire.finish_sending();
-        // Closing a connection with unread bytes resets it, which can take the answer away from its reader.
-        if written.is_ok() && (unread || matches!(wire.peek(), Ok(true))) {
+        // Closing a connection with unread bytes resets it, and what its reader has not got by then is lost.
+        let unread = unread || matches!(wire.peek(), Ok(true));
+        if written.is_ok() && unread {
             self.watched.enter(Phase::Linger);
             wire.discard(self.shared.limits.linger_bytes_max);
+        }
+        if written.is_ok() && (unread || body.len() > ANSWER_BYTES_MAX) {
+            self.watched.enter(Phase::Write);
+            while !wire.is_acknowledged() && !self.watched.is_cut() {
+                may::coroutine::sleep(ACKNOWLEDGED_EVERY);
+            }
         }
         self.watched.enter(Phase::Busy);
         if let Some(wire) = &self.wire {
@@ -304,7 +320,7 @@ impl Connection {
                 }),
                 Err(_) => None,
                 // Nobody has ended, so the server found the head malformed; why, it does not tell.
-                Ok(_) if unparsed(0) >= SEVENTEEN_FIELDS_BYTES_MIN => Some(Fault::HeaderFieldsTooLarge),
+                Ok(_) if unparsed(0) >= MANY_FIELDS_BYTES_MIN => Some(Fault::HeaderFieldsTooLarge),
                 Ok(_) => Some(Fault::BadRequest("this is not a request in HTTP/1.1 or HTTP/1.0".into())),
             }
         };
@@ -353,6 +369,7 @@ impl Drop for Connection {
         self.watched.leave();
         // Closed before it is counted as closed.
         self.wire = None;
+        self.shared.room.hold(&mut self.held, 0);
         self.shared.closed();
     }
 }
@@ -399,6 +416,13 @@ fn ask(endpoint: &dyn crate::exchange::Endpoint, head: &Head<'_>, body: &mut Vec
         tracing::error!(method = head.method, path = head.path, "endpoint panicked");
         Fault::Internal.answer()
     })
+}
+
+/// May a further answer wait behind `pending` bytes?
+fn pending_fits(pending: usize, held: &mut usize, room: &body::Room) -> bool {
+    // Twice: in the server's buffer and in the shadow.
+    let beyond = pending.saturating_sub(PENDING_BYTES_FREE) * 2;
+    pending <= PENDING_BYTES_MAX && (beyond <= *held || room.hold(held, beyond))
 }
 
 fn no_room() -> Fault {

@@ -96,9 +96,8 @@ impl Seen {
                 }
             }
             12 if name.eq_ignore_ascii_case("x-request-id") => {
-                if (1..=128).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic) {
-                    frame.request_id = std::str::from_utf8(value).ok();
-                }
+                let valid = (1..=128).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic);
+                frame.request_id = std::str::from_utf8(value).ok().filter(|_| valid);
             }
             14 if name.eq_ignore_ascii_case("content-length") => {
                 self.lengths += 1;

@@ -121,6 +121,11 @@ impl Watched {
         Reason::of(self.reason.load(Ordering::Acquire))
     }
 
+    /// The watch has ended it.
+    pub fn is_cut(&self) -> bool {
+        Phase::of(self.word.load(Ordering::Acquire)) == Phase::Cut
+    }
+
     /// The connection is about to close its descriptor.
     pub fn leave(&self) {
         *self.descriptor.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -147,6 +152,8 @@ pub(super) struct Memory {
     acknowledged: u64,
     acknowledged_at: Instant,
     looked_at: Instant,
+    /// Since when the head is too long.
+    long_since: Option<Instant>,
     /// How far the body is behind its pace.
     behind: Duration,
 }
@@ -171,6 +178,7 @@ impl Memory {
             acknowledged: 0,
             acknowledged_at: opened,
             looked_at: opened,
+            long_since: None,
             behind: Duration::ZERO,
         }
     }
@@ -205,10 +213,15 @@ impl Memory {
                 if arrived > 0 {
                     self.head_since.get_or_insert(if phase == Phase::Fresh { self.since } else { now });
                 }
-                // The server reads a buffer full at most (32 KiB and what a long head has made of it) before it parses,
-                // so what was read beyond that is all part of one unfinished head.
-                if arrived.saturating_sub(sample.unread) > limits.head_bytes_max + (64 << 10) {
-                    return Some(Reason::HeaderLong);
+                // The server parses after each buffer full (32 KiB, and what a long head has made of it), so what it has
+                // read beyond that, or not served for a while, is all part of one unfinished head.
+                let head = arrived.saturating_sub(sample.unread);
+                if head > limits.head_bytes_max {
+                    let since = *self.long_since.get_or_insert(now);
+                    let waited = now.saturating_duration_since(since);
+                    if head > limits.head_bytes_max + (64 << 10) || waited >= LONG_PATIENCE {
+                        return Some(Reason::HeaderLong);
+                    }
                 }
                 let head_waited = self.head_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
                 if head_waited >= limits.header_max || (phase == Phase::Fresh && waited >= limits.header_max) {
@@ -242,8 +255,12 @@ impl Memory {
     }
 }
 
+/// A head that seems too long may be a buffer that the server is just about to parse, but not for this long.
+const LONG_PATIENCE: Duration = Duration::from_millis(200);
 /// A cut connection that has not gone on after this long is shut down altogether.
 const CUT_PATIENCE: Duration = Duration::from_secs(1);
+/// So is one that sends this much more: shutting down the receiving side does not keep Linux from receiving.
+const CUT_BYTES: u64 = 64 << 10;
 
 /// Looks at one connection; `false` when it is gone.
 pub(super) fn look(
@@ -260,10 +277,12 @@ pub(super) fn look(
     match Phase::of(word) {
         Phase::Busy => {}
         Phase::Cut => {
+            let received = wire::counts(fd).map_or(0, |counts| counts.received);
             if memory.word != word {
-                memory.word = word;
-                memory.since = now;
-            } else if now.saturating_duration_since(memory.since) >= CUT_PATIENCE {
+                (memory.word, memory.since, memory.received) = (word, now, received);
+            } else if now.saturating_duration_since(memory.since) >= CUT_PATIENCE
+                || received.saturating_sub(memory.received) > CUT_BYTES
+            {
                 wire::shut(fd, std::net::Shutdown::Both);
             }
         }

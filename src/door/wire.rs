@@ -49,6 +49,8 @@ pub(super) struct Counts {
     pub received: u64,
     /// Bytes that the peer acknowledged.
     pub acknowledged: u64,
+    /// The connection is gone in both directions.
+    pub closed: bool,
 }
 
 impl Wire {
@@ -168,6 +170,20 @@ impl Wire {
         Ok(())
     }
 
+    /// Makes the kernel announce once more what lies unread, or that the peer has ended.
+    ///
+    /// Readiness is announced once, when bytes arrive. While a body is read, the server's `TcpStream::read` (which its
+    /// `BodyReader` uses) forgets announcements that belong to bytes or an end behind the body, and then its loop waits
+    /// for one that never comes. Setting `SO_RCVLOWAT` to what it is anyway announces them again (Linux 4.18).
+    pub fn announce_again(&self) {
+        let one: libc::c_int = 1;
+        // SAFETY: the option's value is one int that outlives the call.
+        unsafe {
+            let size = size_of_val(&one) as libc::socklen_t;
+            libc::setsockopt(self.number(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, (&raw const one).cast(), size);
+        }
+    }
+
     /// Ends the sending side: nothing written to either descriptor leaves after this.
     pub fn finish_sending(&self) {
         // An error means that the peer is gone, which is what this is about to make of it.
@@ -185,6 +201,11 @@ impl Wire {
                 _ => return,
             }
         }
+    }
+
+    /// The peer has got everything that was written, or nothing more can reach it.
+    pub fn is_acknowledged(&self) -> bool {
+        unacknowledged(self.number()).unwrap_or(0) == 0 || counts(self.number()).is_none_or(|counts| counts.closed)
     }
 
     /// What can be read right now: `Ok(true)` when something, `Ok(false)` when nothing yet, an error of the kind
@@ -225,8 +246,9 @@ pub(super) fn shut(fd: RawFd, how: Shutdown) {
 
 /// Asks the kernel for its counts; `None` before Linux 4.1, or where it is no TCP connection.
 pub(super) fn counts(fd: RawFd) -> Option<Counts> {
-    // The head of `struct tcp_info` (linux/tcp.h): 8 bytes, 24 u32, then as u64 pacing_rate, max_pacing_rate,
-    // bytes_acked and bytes_received, which are the 16th and 17th word of 8 bytes.
+    // The head of `struct tcp_info` (linux/tcp.h): 8 bytes of which the first is the state, 24 u32, then as u64
+    // pacing_rate, max_pacing_rate, bytes_acked and bytes_received, which are the 16th and 17th word of 8 bytes.
+    const CLOSED: u8 = 7;
     let mut words = [0u64; 17];
     let size = size_of_val(&words);
     let mut length = libc::socklen_t::try_from(size).ok()?;
@@ -236,7 +258,8 @@ pub(super) fn counts(fd: RawFd) -> Option<Counts> {
     if failed != 0 || (length as usize) < size {
         return None;
     }
-    Some(Counts { acknowledged: words[15], received: words[16] })
+    let closed = words[0].to_ne_bytes()[0] == CLOSED;
+    Some(Counts { acknowledged: words[15], received: words[16], closed })
 }
 
 /// Bytes that lie in the kernel and have not been acknowledged by the peer.

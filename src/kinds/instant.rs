@@ -157,20 +157,19 @@ fn fraction(text: &[u8]) -> Result<(Fraction, &[u8]), Reason> {
     let Some((b'.', digits)) = text.split_first() else {
         return Ok((Fraction { micros: 0, is_zero: true }, text));
     };
-    let (mut count, mut nanos) = (0, 0u32);
-    while let Some(digit) = digits.get(count).map(|byte| byte.wrapping_sub(b'0')).filter(|digit| *digit <= 9) {
-        if count == 9 {
-            return Err(BAD_FRACTION);
+    // Six digits are what most clocks write.
+    if let Some((six, rest)) = digits.split_first_chunk::<6>() {
+        let mut bad = false;
+        let micros = two(six, 0, &mut bad) * 10_000 + two(six, 2, &mut bad) * 100 + two(six, 4, &mut bad);
+        if !bad && !rest.first().is_some_and(u8::is_ascii_digit) {
+            return Ok((Fraction { micros, is_zero: micros == 0 }, rest));
         }
-        nanos = nanos * 10 + u32::from(digit);
-        count += 1;
     }
-    if count == 0 {
+    let count = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    if count == 0 || count > 9 {
         return Err(BAD_FRACTION);
     }
-    for _ in count..9 {
-        nanos *= 10;
-    }
+    let nanos = (0..9).fold(0, |nanos, at| nanos * 10 + if at < count { u32::from(digits[at] - b'0') } else { 0 });
     Ok((Fraction { micros: nanos / 1000, is_zero: nanos == 0 }, &digits[count..]))
 }
 

@@ -24,6 +24,8 @@ pub struct StoredOrphans {
     pub last_min: i64,
     /// The largest.
     pub last_max: i64,
+    /// How many they are.
+    pub rows: u64,
 }
 
 /// One generation of a log, as recorded when it was opened.
@@ -44,33 +46,44 @@ pub struct LogRow {
 }
 
 impl Store {
-    /// How far a partition of a generation, which begins at `start`, is stored. The ledger is read first, so that the events
-    /// beyond it are beyond it.
+    /// How far a partition of a generation, which begins at `start`, is stored: its ledger, and the events beyond it.
+    ///
+    /// The ledger is read before and after the events, and all is read again when it has moved meanwhile (another writer
+    /// goes on with the partition), so that the two belong together.
     pub async fn stored_to<K: Kind>(
         &self,
         generation: u32,
         partition: u32,
         start: i64,
     ) -> Result<(Option<StoredLedger>, Option<StoredOrphans>), StoreError> {
+        let mut ledger = self.ledger::<K>(generation, partition).await?;
+        loop {
+            let from = ledger.map_or(start, |ledger| ledger.next);
+            let orphans: Vec<StoredOrphans> = self
+                .rows(&format!(
+                    "SELECT min(range_last) AS last_min, max(range_last) AS last_max, count() AS rows FROM {} \
+                     WHERE log_generation = {generation} AND log_partition = {partition} AND log_offset >= {from} \
+                     GROUP BY log_partition",
+                    self.table(&events::<K>())
+                ))
+                .await?;
+            let after = self.ledger::<K>(generation, partition).await?;
+            if after == ledger {
+                return Ok((ledger, orphans.first().copied()));
+            }
+            ledger = after;
+        }
+    }
+
+    async fn ledger<K: Kind>(&self, generation: u32, partition: u32) -> Result<Option<StoredLedger>, StoreError> {
         let ledger: Vec<StoredLedger> = self
             .rows(&format!(
                 "SELECT min(range_first) AS first, max(range_last) + 1 AS next, sum(range_offsets) AS offsets FROM {} \
-                 WHERE log_generation = {generation} AND log_partition = {partition} \
-                 GROUP BY log_partition",
+                 WHERE log_generation = {generation} AND log_partition = {partition} GROUP BY log_partition",
                 self.table(&counters::<K>())
             ))
             .await?;
-        let ledger = ledger.first().copied();
-        let from = ledger.map_or(start, |ledger| ledger.next);
-        let orphans: Vec<StoredOrphans> = self
-            .rows(&format!(
-                "SELECT min(range_last) AS last_min, max(range_last) AS last_max FROM {} \
-                 WHERE log_generation = {generation} AND log_partition = {partition} AND log_offset >= {from} \
-                 GROUP BY log_partition",
-                self.table(&events::<K>())
-            ))
-            .await?;
-        Ok((ledger, orphans.first().copied()))
+        Ok(ledger.first().copied())
     }
 
     /// Every key stored for a partition before offset `below` of `generation`, and those of all older generations.

@@ -104,3 +104,40 @@ impl<K: Kind> Default for BlockBuilder<K> {
         BlockBuilder::new()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::writer::simulation::toy::{Toy, ToyCounters, ToyEvents, toy_key};
+
+    fn events(keys: &[u8]) -> ToyEvents {
+        let keys: Vec<Option<u8>> = keys.iter().map(|key| Some(*key).filter(|key| *key > 0)).collect();
+        ToyEvents { sites: vec![1; keys.len()], keys }
+    }
+
+    #[test]
+    fn the_first_event_of_a_key_is_new_and_an_event_without_a_key_always() {
+        let mut seen = SeenKeys::new(Toy::KEY_LANES);
+        seen.insert(toy_key(9));
+        let mut builder = BlockBuilder::<Toy>::new();
+        builder.push(5, 50, &events(&[9, 1, 2, 1, 0, 0, 3, 9]), &mut seen);
+        builder.push(7, 70, &events(&[]), &mut seen);
+        builder.push(8, 80, &events(&[1, 2, 3]), &mut seen);
+        builder.push(9, 90, &events(&[4]), &mut seen);
+        assert_eq!((builder.events(), builder.new_events()), (12, 6));
+        let block = builder.finish();
+        assert_eq!(block.columns, events(&[1, 2, 0, 0, 3, 4]));
+        assert_eq!(block.offsets, [5, 5, 5, 5, 5, 9]);
+        assert_eq!(block.positions, [1, 2, 4, 5, 6, 0]);
+        assert_eq!(block.timestamps_ms, [50, 50, 50, 50, 50, 90]);
+        assert_eq!(block.counters, ToyCounters([0, 6, 0]));
+        assert_eq!((block.events, block.new_events(), block.first_timestamp_ms()), (12, 6, Some(50)));
+        assert_eq!(seen.len(), 5);
+    }
+
+    #[test]
+    fn a_range_may_have_no_records() {
+        let block = BlockBuilder::<Toy>::new().finish();
+        assert_eq!((block.events, block.new_events(), block.first_timestamp_ms()), (0, 0, None));
+    }
+}

@@ -201,3 +201,106 @@ fn refusal(recorded: &[Generation], newest: &Generation, log: &Log) -> String {
          already stay counted once"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log() -> Log {
+        Log {
+            cluster_id: "c1".into(),
+            topic: "captcha".into(),
+            topic_id: Some("t1".into()),
+            watermarks: vec![(0, 100), (5, 50)],
+        }
+    }
+
+    fn first() -> Generation {
+        match decide(&[], &log()) {
+            Decision::First(generation) => generation,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn refused(recorded: &[Generation], log: &Log) -> String {
+        match decide(recorded, log) {
+            Decision::Refuse(message) => message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn stored(next: &[Option<i64>]) -> Vec<Stored> {
+        next.iter().map(|next| Stored { next: *next, uncounted: false }).collect()
+    }
+
+    #[test]
+    fn an_unknown_log_becomes_the_first_generation() {
+        let first = first();
+        assert_eq!((first.number, &first.start_offsets[..]), (1, &[0, 5][..]));
+        assert_eq!(first.identity(), "c1/captcha/t1");
+        assert_eq!(decide(&[first], &log()), Decision::Known(1));
+    }
+
+    #[test]
+    fn only_the_newest_generation_is_known() {
+        let newer = Log { topic: "captcha2".into(), topic_id: Some("t2".into()), ..log() };
+        let second = open(&[first()], &newer, &stored(&[Some(100), Some(50)]));
+        let recorded = [second.expect("opens"), first()];
+        assert_eq!(decide(&recorded, &newer), Decision::Known(2));
+        let message = refused(&recorded, &log());
+        assert!(message.contains("the topic is now captcha, but generation 2 of the log is topic captcha2"));
+        assert!(message.contains("it is the log of generation 1"), "{message}");
+    }
+
+    #[test]
+    fn another_log_is_refused() {
+        let recorded = [first()];
+        let recreated = Log { topic_id: Some("t9".into()), ..log() };
+        assert!(refused(&recorded, &recreated).starts_with("topic captcha was deleted and created again"));
+        let cluster = Log { cluster_id: "c2".into(), ..log() };
+        assert!(refused(&recorded, &cluster).starts_with("topic captcha is now in kafka cluster c2"));
+        let grown = Log { watermarks: vec![(0, 1); 3], ..log() };
+        assert!(refused(&recorded, &grown).starts_with("topic captcha has 3 partitions, but generation 1"));
+        for message in [refused(&recorded, &recreated), refused(&recorded, &cluster), refused(&recorded, &grown)] {
+            assert!(message.contains("`millrace migrate --new-generation`"));
+        }
+    }
+
+    #[test]
+    fn an_id_that_is_not_told_is_not_another() {
+        let untold = Log { topic_id: None, ..log() };
+        assert_eq!(decide(&[first()], &untold), Decision::Known(1));
+        let recorded = Generation { topic_id: None, ..first() };
+        assert_eq!(recorded.identity(), "c1/captcha/-");
+        assert_eq!(decide(&[recorded], &log()), Decision::Known(1));
+    }
+
+    #[test]
+    fn the_same_topic_goes_on_after_what_is_stored() {
+        let opened = |log: &Log, next: &[Option<i64>]| open(&[first()], log, &stored(next)).map(|it| it.start_offsets);
+        assert_eq!(opened(&log(), &[Some(40), None]), Ok(vec![40, 5]));
+        // Retention has removed what was next, or the tail is lost.
+        let lost = Log { watermarks: vec![(60, 100), (5, 20)], ..log() };
+        assert_eq!(opened(&lost, &[Some(40), Some(30)]), Ok(vec![60, 5]));
+        // Further partitions, and another topic.
+        let grown = Log { watermarks: vec![(0, 100), (5, 50), (0, 9)], ..log() };
+        assert_eq!(opened(&grown, &[Some(40), Some(30)]), Ok(vec![40, 30, 0]));
+        let other = Log { topic: "other".into(), ..log() };
+        assert_eq!(opened(&other, &[Some(40), Some(30)]), Ok(vec![0, 5]));
+    }
+
+    #[test]
+    fn a_generation_with_uncounted_events_is_not_left() {
+        let mut partitions = stored(&[Some(40), Some(30)]);
+        partitions[1].uncounted = true;
+        assert_eq!(open(&[first()], &log(), &partitions), Err(OpenError::Uncounted(vec![1])));
+        let short = stored(&[Some(40)]);
+        assert_eq!(open(&[first()], &log(), &short), Err(OpenError::Partitions { found: 1, recorded: 2 }));
+    }
+
+    #[test]
+    fn layouts_are_the_same_when_the_partition_counts_are() {
+        let other = Generation { start_offsets: vec![0; 3], ..first() };
+        assert!(first().same_layout(&first()) && !first().same_layout(&other));
+    }
+}

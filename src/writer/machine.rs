@@ -23,100 +23,22 @@ use std::time::{Duration, Instant};
 use super::claim::{Committed, Range};
 use super::halt::{Halt, Place, Why};
 use super::recover::{Plan, Recovered, plan};
+pub use super::step::{Insert, Outcome, Step};
 
 /// The machine's bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// How old a claim may be when an insert under it is sent. Together with the longest time that an insert can be under
-    /// way it must be shorter than the time for which the store's de-duplication window surely remembers a token.
+    /// How old a claim may be when an insert under it is sent.
+    ///
+    /// Together with the longest time that an insert can be under way (until it has taken effect or never will) it must be
+    /// shorter than the time for which the store's de-duplication window surely remembers a token, and shorter than the
+    /// group's session time-out: Kafka takes commits without membership while a group is empty, and such
+    /// a commit does no harm when no insert under the claim that it overwrites can still arrive.
     pub claim_age_max: Duration,
     /// The first wait before something is tried again; it doubles up to [`Limits::backoff_max`].
     pub backoff_min: Duration,
     /// The longest wait before something is tried again.
     pub backoff_max: Duration,
-}
-
-/// What the shell is to do next.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Read what log, group and store know of the partition. Answer: [`Outcome::Recovered`].
-    Recover,
-    /// Load the keys of the partition that are stored in this generation at offsets below `below`, and all of earlier
-    /// generations, in place of those held. Answer: [`Outcome::Done`].
-    LoadSeen {
-        /// The generation now in force.
-        generation: u32,
-        /// The first offset whose keys do not count.
-        below: i64,
-    },
-    /// Read records from the log and build their block. The block is kept until the next `Read` or `LoadSeen`.
-    /// Answer: [`Outcome::Read`], [`Outcome::Idle`], [`Outcome::OutOfRange`].
-    ///
-    /// When it is asked for again after [`Outcome::Unknown`], it goes on where it was or begins afresh; keys of records
-    /// that are not in the block must not be in the seen keys.
-    Read {
-        /// The first offset.
-        from: i64,
-        /// With a value: exactly the records at `from..=through`, however many; the end is reached when the next offset
-        /// to read is past `through`. Without: as many as size and age allow.
-        through: Option<i64>,
-    },
-    /// Commit the claim on the range whose block is held. Answer: [`Outcome::Done`], [`Outcome::Fenced`].
-    Claim(Committed),
-    /// Insert the new events of the block held. Answer: [`Outcome::Done`], [`Outcome::Late`], [`Outcome::Refused`].
-    InsertEvents(Insert),
-    /// Insert the counters of the block held with the range's row of the ledger, as one part. Answers as for the events.
-    InsertCounters(Insert),
-    /// Commit that everything before [`Committed::next`] is stored. Answer: [`Outcome::Done`], [`Outcome::Fenced`].
-    Commit(Committed),
-    /// Do nothing for so long (or until something happens), then ask for the next step. No answer.
-    Wait(Duration),
-    /// The tenure is over: drop the machine, the block and the seen keys.
-    Leave,
-    /// The partition stands still until an operator has looked at it. Final for this tenure.
-    Halt(Halt),
-}
-
-/// An insert of the block held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Insert {
-    /// The generation of the log, for the token and the rows.
-    pub generation: u32,
-    /// The block's range, for the token and the rows.
-    pub range: Range,
-    /// It must not be sent after this time, to be looked at as near as can be to the sending: [`Outcome::Late`].
-    pub deadline: Instant,
-}
-
-/// How a step ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// What is known of the partition.
-    Recovered(Recovered),
-    /// The block of the records from the first offset asked for through `last` is built and held.
-    Read {
-        /// The last offset read (of a record or of a hole); for a replay the one asked for.
-        last: i64,
-        /// How many of its events are new. Without any there is no insert into the events table.
-        new_events: u64,
-    },
-    /// There is nothing to read yet.
-    Idle,
-    /// The log does not hold the offset asked for.
-    OutOfRange,
-    /// It is done. For a commit: acknowledged by Kafka, **and** the membership under which the tenure began was not lost
-    /// up to now. (Kafka takes commits without membership while the group is empty, so that an
-    /// acknowledgement alone does not prove ownership.)
-    Done,
-    /// It may or may not have happened, or may still happen: time-out, lost answer, server away, a temporary error.
-    /// Also a commit refused for a stale member epoch while the partition is still assigned.
-    Unknown,
-    /// The insert's deadline had passed before it was sent.
-    Late,
-    /// The store refused the insert and would refuse it again.
-    Refused(String),
-    /// The partition is no longer assigned: a commit was refused, or the consumer was told. Accepted at any step.
-    Fenced,
 }
 
 /// Decides for one partition during one tenure.
@@ -168,8 +90,8 @@ enum State {
 struct Held {
     range: Range,
     new_events: u64,
-    /// Whether its events are known to be stored.
-    events_stored: bool,
+    /// How many of its events are known to be stored; with a value all of them must be.
+    events_stored: Option<u64>,
     /// For a range that may have been tried before: when the store was asked what it holds of it.
     known_at: Option<Instant>,
 }
@@ -233,6 +155,8 @@ impl Machine {
             _ if matches!(self.state, State::Left | State::Halted(_)) => {}
             Outcome::Fenced => self.state = State::Left,
             Outcome::Unknown => self.back_off(now),
+            // Read over such a time, by a process that stood still meanwhile, its parts need not belong together.
+            Outcome::Recovered(_) if now > self.asked_at + self.limits.claim_age_max => self.back_off(now),
             Outcome::Recovered(known) => self.on_recovered(&known),
             Outcome::Read { last, new_events } => self.on_read(last, new_events),
             Outcome::Idle => self.failures = 0,
@@ -303,14 +227,14 @@ impl Machine {
             Ok(plan) => plan,
             Err(why) => return self.halt(why),
         };
-        self.state = match (plan, held) {
+        let state = match (plan, held) {
             // The block of the very range is still there, and no one else has stored anything since: it need not be
             // built again.
             (Plan::Replay { range, events_stored }, Some(held)) if range == held.range => {
-                State::Claim(Held { events_stored, known_at: Some(self.recovered_at), ..held })
+                return self.claim(Held { events_stored, known_at: Some(self.recovered_at), ..held });
             }
             (Plan::Resume { from, .. }, Some(held)) if from == held.range.first => {
-                State::Claim(Held { events_stored: false, known_at: Some(self.recovered_at), ..held })
+                return self.claim(Held { events_stored: None, known_at: Some(self.recovered_at), ..held });
             }
             (Plan::Resume { from, .. }, Some(held)) if from == held.range.next() => {
                 State::Commit { next: from, then: After::Read }
@@ -318,6 +242,7 @@ impl Machine {
             (Plan::Resume { from, settle: true }, _) => State::Commit { next: from, then: After::LoadSeen },
             (plan, _) => State::LoadSeen { plan },
         };
+        self.state = state;
     }
 
     fn on_read(&mut self, last: i64, new_events: u64) {
@@ -329,12 +254,23 @@ impl Machine {
             "read to {last} of {plan:?}"
         );
         let (events_stored, known_at) = match plan {
-            Plan::Resume { .. } => (false, None),
+            Plan::Resume { .. } => (None, None),
             Plan::Replay { events_stored, .. } => (events_stored, Some(self.recovered_at)),
         };
         self.failures = 0;
-        self.state =
-            State::Claim(Held { range: Range { first: plan.from(), last }, new_events, events_stored, known_at });
+        self.claim(Held { range: Range { first: plan.from(), last }, new_events, events_stored, known_at });
+    }
+
+    /// Goes on to claim the range of the block held, unless what is stored of it cannot be its events.
+    fn claim(&mut self, held: Held) {
+        let Held { range, new_events, events_stored, .. } = held;
+        match events_stored {
+            Some(rows) if rows != new_events => self.halt(Why::Inconsistent(format!(
+                "{rows} events of the offsets {range} are stored and not counted, while the log has {new_events} new \
+                 events there"
+            ))),
+            _ => self.state = State::Claim(held),
+        }
     }
 
     fn on_done(&mut self) {
@@ -347,7 +283,7 @@ impl Machine {
             State::Claim(held) => {
                 let since = held.known_at.unwrap_or(self.asked_at).min(self.asked_at);
                 let deadline = since + self.limits.claim_age_max;
-                if held.events_stored || held.new_events == 0 {
+                if held.events_stored.is_some() || held.new_events == 0 {
                     State::InsertCounters(held, deadline)
                 } else {
                     State::InsertEvents(held, deadline)
@@ -401,3 +337,6 @@ impl Plan {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@
 //! only), against a model of Kafka and of ClickHouse.
 //!
 //! - [`claim`]: ranges of offsets, the claim as it lies in Kafka's commit metadata, the tokens of the inserts.
+//! - [`step`]: what the machine and the shell say to each other.
 //! - [`recover`]: what the log, the group and the store know of a partition, and where that says to go on.
 //! - [`halt`]: what stops a partition until an operator has looked at it.
 //! - [`identity`]: whether the log is still the one that was recorded.
@@ -29,7 +30,11 @@ pub mod members;
 pub mod recover;
 pub mod rows;
 pub mod seen;
+pub mod step;
 pub mod worker;
+
+#[cfg(test)]
+mod simulation;
 
 use std::time::Duration;
 

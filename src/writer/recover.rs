@@ -8,9 +8,10 @@ use super::halt::{Why, quote_metadata};
 
 /// What is known of a partition, read by the shell when asked to recover.
 ///
-/// The parts may be read in any order, as long as `orphans` belongs to a `ledger` that was read before or with it,
-/// and everything is read after the partition was assigned: from then on only inserts of the claimed range can still
-/// arrive, and those under its tokens.
+/// It is read after the partition was assigned, and in this order: the log's first offset, the commit, the ledger with the
+/// events beside it (in one query), the log's end. What is compared with what grows is thus read before it, so that a
+/// writer that stands still half-way, while another one goes on with the partition, does not halt over what it has read.
+/// While the partition is assigned only inserts of the claimed range can still arrive, and those under its tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovered {
     /// The generation of the log now in force.
@@ -50,6 +51,8 @@ pub struct Orphans {
     pub last_min: i64,
     /// The largest `range_last` among them: the same, since only one range can be under way.
     pub last_max: i64,
+    /// How many they are: as many as the range has new events, since an insert is atomic.
+    pub rows: u64,
 }
 
 /// Where to go on.
@@ -66,8 +69,8 @@ pub(super) enum Plan {
     Replay {
         /// The range.
         range: Range,
-        /// Whether its events are stored, so that only its counters are missing.
-        events_stored: bool,
+        /// How many of its events are stored; with a value all of them are, and only its counters are missing.
+        events_stored: Option<u64>,
     },
 }
 
@@ -75,7 +78,8 @@ pub(super) enum Plan {
 pub(super) fn plan(known: &Recovered) -> Result<Plan, Why> {
     let committed = committed(known)?;
     let next = stored_next(known)?;
-    let orphan_last = orphan_last(known, next)?;
+    let orphans = orphans(known, next)?;
+    let orphan_last = orphans.map(|orphans| orphans.last_max);
     if let Some(committed) = committed
         && committed.next > next
     {
@@ -103,7 +107,9 @@ pub(super) fn plan(known: &Recovered) -> Result<Plan, Why> {
         )));
     }
     Ok(match pending_last.or(orphan_last) {
-        Some(last) => Plan::Replay { range: Range { first: next, last }, events_stored: orphan_last.is_some() },
+        Some(last) => {
+            Plan::Replay { range: Range { first: next, last }, events_stored: orphans.map(|orphans| orphans.rows) }
+        }
         None => {
             let settled = Committed { generation: known.generation, next, pending_last: None };
             Plan::Resume { from: next, settle: committed != Some(settled) }
@@ -140,14 +146,124 @@ fn stored_next(known: &Recovered) -> Result<i64, Why> {
     Ok(next)
 }
 
-/// The last offset of the range whose events are stored but not counted.
-fn orphan_last(known: &Recovered, next: i64) -> Result<Option<i64>, Why> {
+/// The events that are stored but not counted, when they can be of one range that begins at `next`.
+fn orphans(known: &Recovered, next: i64) -> Result<Option<Orphans>, Why> {
     match known.orphans {
-        None => Ok(None),
-        Some(Orphans { last_min, last_max }) if last_min == last_max && last_min >= next => Ok(Some(last_min)),
-        Some(Orphans { last_min, last_max }) => Err(Why::Inconsistent(format!(
-            "events at or after offset {next} are stored and not counted, and belong to ranges that end at {last_min} \
-             and {last_max}: there can be one such range, ending at or after {next}"
-        ))),
+        Some(Orphans { last_min, last_max, .. }) if last_min != last_max || last_min < next => {
+            Err(Why::Inconsistent(format!(
+                "events at or after offset {next} are stored and not counted, and belong to ranges that end at \
+                 {last_min} and {last_max}: there can be one such range, ending at or after {next}"
+            )))
+        }
+        orphans => Ok(orphans),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A log of offsets 10..=99 with everything before 40 stored, and this commit.
+    fn known(committed: LastCommit) -> Recovered {
+        Recovered {
+            generation: 3,
+            start: 10,
+            committed,
+            ledger: Some(Ledger { first: 10, next: 40, offsets: 30 }),
+            orphans: None,
+            log_low: 10,
+            log_high: 100,
+        }
+    }
+
+    fn commit(next: i64, pending_last: Option<i64>) -> LastCommit {
+        LastCommit::Writer(Committed { generation: 3, next, pending_last })
+    }
+
+    fn orphans(last: i64) -> Option<Orphans> {
+        Some(Orphans { last_min: last, last_max: last, rows: 5 })
+    }
+
+    fn resume(from: i64, settle: bool) -> Result<Plan, Why> {
+        Ok(Plan::Resume { from, settle })
+    }
+
+    fn replay(last: i64, events_stored: Option<u64>) -> Result<Plan, Why> {
+        Ok(Plan::Replay { range: Range { first: 40, last }, events_stored })
+    }
+
+    #[test]
+    fn what_is_stored_says_where_to_go_on() {
+        assert_eq!(plan(&known(commit(40, None))), resume(40, false));
+        // Forgotten, of a range that was stored and not committed, or taken from a writer that had lost the partition.
+        for stale in [LastCommit::None, commit(30, Some(39)), commit(30, None), commit(30, Some(45))] {
+            assert_eq!(plan(&known(stale)), resume(40, true));
+        }
+        let fresh = Recovered { ledger: None, ..known(LastCommit::None) };
+        assert_eq!(plan(&fresh), resume(10, true));
+    }
+
+    #[test]
+    fn a_claim_is_replayed() {
+        assert_eq!(plan(&known(commit(40, Some(49)))), replay(49, None));
+        assert_eq!(plan(&Recovered { orphans: orphans(49), ..known(commit(40, Some(49))) }), replay(49, Some(5)));
+    }
+
+    #[test]
+    fn events_without_counters_are_counted_whatever_became_of_their_claim() {
+        for lost in [LastCommit::None, commit(40, None), commit(30, Some(39)), commit(30, Some(45))] {
+            assert_eq!(plan(&Recovered { orphans: orphans(49), ..known(lost) }), replay(49, Some(5)));
+        }
+    }
+
+    #[test]
+    fn a_commit_of_another_generation_is_ignored_or_halts() {
+        let of = |generation| LastCommit::Writer(Committed { generation, next: 70, pending_last: Some(79) });
+        assert_eq!(plan(&known(of(2))), resume(40, true));
+        assert_eq!(plan(&known(of(4))), Err(Why::GenerationBehind { recorded: 3, committed: 4 }));
+    }
+
+    #[test]
+    fn contradictions_halt() {
+        let inconsistent = |known: Recovered| matches!(plan(&known), Err(Why::Inconsistent(_)));
+        let claimed = || known(commit(40, Some(49)));
+        assert!(inconsistent(Recovered { orphans: orphans(45), ..claimed() }));
+        assert!(inconsistent(Recovered { orphans: orphans(45), ..known(commit(30, Some(45))) }));
+        assert!(inconsistent(Recovered { orphans: orphans(39), ..claimed() }));
+        let two = Some(Orphans { last_min: 49, last_max: 59, rows: 5 });
+        assert!(inconsistent(Recovered { orphans: two, ..claimed() }));
+        for (first, offsets) in [(10, 29), (10, 31), (11, 29), (9, 31)] {
+            assert!(inconsistent(Recovered { ledger: Some(Ledger { first, next: 40, offsets }), ..claimed() }));
+        }
+    }
+
+    #[test]
+    fn losses_halt() {
+        let behind = Err(Why::StoreBehind { stored: 40, committed: 50 });
+        assert_eq!(plan(&known(commit(50, None))), behind);
+        assert_eq!(plan(&known(commit(50, Some(59)))), behind);
+        let nothing = Recovered { ledger: None, ..known(commit(50, None)) };
+        assert_eq!(plan(&nothing), Err(Why::StoreBehind { stored: 10, committed: 50 }));
+
+        let truncated = |known: Recovered, log_high, read| {
+            assert_eq!(plan(&Recovered { log_high, ..known }), Err(Why::LogTruncated { log_high, read }));
+        };
+        truncated(known(LastCommit::None), 39, 40);
+        truncated(known(commit(40, Some(49))), 49, 50);
+        truncated(Recovered { orphans: orphans(49), ..known(commit(40, None)) }, 45, 50);
+        let all = known(commit(40, None));
+        assert_eq!(plan(&Recovered { log_low: 40, log_high: 40, ..all.clone() }), resume(40, false));
+        assert_eq!(plan(&Recovered { log_low: 41, ..all }), Err(Why::LogLost { log_low: 41, next: 40 }));
+    }
+
+    #[test]
+    fn a_foreign_commit_halts_and_is_quoted() {
+        for (metadata, quoted) in [("", "empty"), ("a\n\"b\"", r#""a\n\"b\"""#)] {
+            let foreign = LastCommit::Foreign { offset: 5, metadata: metadata.to_owned() };
+            assert_eq!(plan(&known(foreign)), Err(Why::ForeignCommit { offset: 5, metadata: quoted.to_owned() }));
+        }
+        let long = LastCommit::Foreign { offset: 5, metadata: "é".repeat(3000) };
+        let Err(why) = plan(&known(long)) else { panic!("no halt") };
+        assert!(why.to_string().contains("é\", cut)") && why.to_string().len() < 800);
     }
 }

@@ -157,6 +157,7 @@ impl<K: Kind> Worker<K> {
         }
     }
 
+    /// In the order that [`Recovered`] asks for.
     fn recover(&mut self) -> Outcome {
         let (tenure, log) = (&self.tenure, &self.tools.log);
         // Partitions of a topic that was created again come as a new tenure, and their offsets mean something else.
@@ -165,6 +166,11 @@ impl<K: Kind> Worker<K> {
             return Outcome::Unknown;
         }
         let start = log.start_offsets.get(tenure.partition as usize).copied().unwrap_or(0);
+        let watermarks = || self.tools.inspector.watermarks(&tenure.topic, tenure.partition);
+        let (log_low, _) = match watermarks() {
+            Ok(found) => found,
+            Err(error) => return self.not_yet("asking Kafka how far the log reaches", &error),
+        };
         let committed = match self.tools.group.committed(tenure) {
             Ok(commit) => commit,
             Err(error) => return self.not_yet("asking Kafka what is committed", &error),
@@ -174,7 +180,7 @@ impl<K: Kind> Worker<K> {
             Ok(found) => found,
             Err(error) => return self.not_yet("asking ClickHouse what is stored", &error),
         };
-        let (log_low, log_high) = match self.tools.inspector.watermarks(&tenure.topic, tenure.partition) {
+        let (_, log_high) = match watermarks() {
             Ok(found) => found,
             Err(error) => return self.not_yet("asking Kafka how far the log reaches", &error),
         };
@@ -184,7 +190,11 @@ impl<K: Kind> Worker<K> {
             committed: committed
                 .map_or(LastCommit::None, |commit| LastCommit::read(Some(commit.offset), &commit.metadata)),
             ledger: ledger.map(|found| Ledger { first: found.first, next: found.next, offsets: found.offsets }),
-            orphans: orphans.map(|found| Orphans { last_min: found.last_min, last_max: found.last_max }),
+            orphans: orphans.map(|found| Orphans {
+                last_min: found.last_min,
+                last_max: found.last_max,
+                rows: found.rows,
+            }),
             log_low,
             log_high,
         };

@@ -194,6 +194,11 @@ impl Client {
         self.stream.shutdown(Shutdown::Write).expect("shutdown");
     }
 
+    fn finish_quietly(&self) {
+        // It may be closed already.
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
     /// Reads until the buffer has what is looked for, and returns its end.
     fn fill(&mut self, what: impl Fn(&[u8]) -> Option<usize>) -> usize {
         loop {

@@ -380,7 +380,7 @@ mod tests {
              AND day >= toDate32('2021-01-01') AND day <= toDate32('2021-01-31')"
         );
         assert_eq!(where_of("from=2021-01-25&to=2021-01-25").matches("2021-01-25").count(), 2);
-        assert!(parse("limit=7").sql("t").contains(" LIMIT 8 "));
+        assert!(parse("limit=7").sql("t").contains(" LIMIT 8"));
         assert_eq!(parse("limit=1").limit, 1);
         assert_eq!(parse("limit=100000").limit, LIMIT_MAX);
     }
