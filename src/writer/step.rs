@@ -74,7 +74,9 @@ pub enum Outcome {
     Idle,
     /// The log does not hold the offset asked for.
     OutOfRange,
-    /// It is done.
+    /// It is done. For a commit: Kafka has acknowledged it, **and** the membership that the tenure began under is not lost
+    /// by now. An acknowledgement alone does not prove ownership, since Kafka takes commits without membership
+    /// while a group is empty; acknowledged but lost is [`Outcome::Fenced`].
     Done,
     /// It may or may not have happened, or may still happen: time-out, lost answer, server away, a temporary error.
     /// Also a commit refused for a stale member epoch while the partition is still assigned.
@@ -84,6 +86,6 @@ pub enum Outcome {
     /// The store refused the insert and would refuse it again.
     Refused(String),
     /// The partition is no longer assigned: a commit was refused, the consumer was told, or its membership was found to be
-    /// lost when a commit was to be sent. Accepted at any step.
+    /// lost before a commit was sent or after it was acknowledged. Accepted at any step.
     Fenced,
 }

@@ -27,7 +27,7 @@ impl World {
             self.processes[w].leaving = true;
             self.note(|| format!("writer {w} is to leave"));
         }
-        if self.setup.commits_without_membership && self.rng.permille(50 * faults.pauses) {
+        if self.rng.permille(faults.abandonments) {
             self.abandon();
         }
         if self.rng.permille(faults.kafka_away) {
@@ -65,8 +65,9 @@ impl World {
         }
     }
 
-    /// A writer has stood still for so long that its partitions went to others, which now die: it goes on when the group
-    /// has become empty, and its client does not ask for a membership before it sends what it was about to send.
+    /// A writer has stood still for so long that its partitions went to others, which now die or stand still too: it goes on
+    /// when the group has become empty, and its client does not ask for a membership before it sends what it was
+    /// about to send.
     fn abandon(&mut self) {
         let went_on = |process: &Process| process.life == Life::Up && process.tenures.iter().any(Option::is_some);
         let expelled = |process: &Process| {
@@ -76,26 +77,30 @@ impl World {
         if !self.processes.iter().any(expelled) || !self.processes.iter().any(went_on) {
             return;
         }
-        // Most of all while an insert of theirs is under way.
-        if self.store.in_flight.is_empty() && self.rng.permille(900) {
-            return;
-        }
-        self.cover("all writers die but one that lost its partitions without knowing");
+        self.cover("all writers die but those that lost their partitions without knowing");
         let empty_at = self.now + self.setup.session_ms + 1;
         for process in &mut self.processes {
             match process.life {
                 Life::Paused(_) => process.life = Life::Paused(empty_at + self.rng.below(50)),
+                Life::Up if self.rng.permille(500) => process.life = Life::Paused(empty_at + self.rng.below(200)),
                 _ => process.die(empty_at + 200),
             }
         }
     }
 
-    /// A writer stands still just as it is about to send a commit.
-    pub fn stand_still_before_commit(&mut self, w: usize) {
-        if self.faulty && self.setup.commits_without_membership && self.rng.permille(8 * self.setup.faults.pauses) {
+    /// A writer stands still just as it is about to claim or to commit.
+    pub fn stall(&mut self, w: usize) {
+        if self.faulty && self.rng.permille(self.setup.faults.stalls) {
             let until = self.now + self.setup.faults.pause_ms_max;
             self.processes[w].life = Life::Paused(until);
-            self.note(|| format!("writer {w} stands still until {until}, about to commit"));
+            self.note(|| format!("writer {w} stands still until {until}, about to claim or commit"));
+        }
+    }
+
+    /// The client may learn that its membership is lost just after the program has asked it.
+    pub fn learn_before_commit(&mut self, w: usize) {
+        if self.setup.commits_without_membership && self.rng.permille(400) {
+            self.heartbeat(w);
         }
     }
 

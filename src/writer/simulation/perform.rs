@@ -170,10 +170,17 @@ impl World {
                 let until = self.now + self.rng.below(self.setup.load_ms_max);
                 Doing::Loading { generation, below, until }
             }
-            Step::Read { from, through } => self.read(p, t, from, through),
+            Step::Read { from, through } => {
+                let doing = self.read(p, t, from, through);
+                if matches!(doing, Doing::Telling(Outcome::Read { .. })) {
+                    self.stall(w);
+                }
+                doing
+            }
             Step::Claim(committed) | Step::Commit(committed) => {
                 if self.processes[w].is_member(t.member) || !self.obeys(Rule::FenceObeyed) {
-                    self.stand_still_before_commit(w);
+                    self.learn_before_commit(w);
+                    self.stall(w);
                     Doing::Composing(committed)
                 } else {
                     Doing::Telling(Outcome::Fenced)
@@ -187,6 +194,9 @@ impl World {
 
     /// Reads one thing that is known: the log's start, the commit, the store, the log's end.
     fn recover(&mut self, p: usize, mut reading: Reading) -> Doing {
+        if self.rng.permille(self.setup.slow_reads) {
+            return Doing::Recovering(reading);
+        }
         let (kafka_away, store_away) = (self.now < self.kafka_back_at, self.now < self.store_back_at);
         let Some(newest) = self.recorded.last() else { unreachable!("a generation is always recorded") };
         let (generation, start) = (newest.number, newest.start_offsets[p]);
@@ -353,7 +363,7 @@ impl World {
         };
         let is_member = self.processes[w].is_member(t.member);
         match answer {
-            Ok(()) => Doing::Telling(Outcome::Done),
+            Ok(()) if is_member || !self.obeys(Rule::MembershipAtAck) => Doing::Telling(Outcome::Done),
             Err(Refused::StaleEpoch) if is_member => Doing::Telling(Outcome::Unknown),
             Err(_) if !self.obeys(Rule::FenceObeyed) => Doing::Telling(Outcome::Done),
             refused => {

@@ -87,7 +87,7 @@ impl World {
                 Life::Paused(until) if until <= self.now => {
                     self.note(|| format!("writer {w} goes on"));
                     self.processes[w].life = Life::Up;
-                    if self.rng.permille(500) {
+                    if self.rng.permille(300) {
                         self.heartbeat(w);
                     }
                 }

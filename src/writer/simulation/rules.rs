@@ -34,6 +34,8 @@ pub enum Rule {
     OrphansKept,
     /// A refused commit ends the tenure.
     FenceObeyed,
+    /// An acknowledged commit proves nothing when the membership was lost meanwhile.
+    MembershipAtAck,
     /// A member is expelled only when its claims have grown too old and its inserts have arrived.
     SessionOutlivesClaim,
     /// An insert without an answer is repeated.
@@ -51,7 +53,7 @@ pub enum Rule {
 }
 
 /// Every rule, with the scenario that shows that it is broken.
-pub const RULES: [(Rule, Scenario); 20] = [
+pub const RULES: [(Rule, Scenario); 21] = [
     (Rule::ClaimBeforeInsert, Scenario::Faults),
     (Rule::RangeInToken, Scenario::Faults),
     (Rule::SameTokenAgain, Scenario::Faults),
@@ -65,7 +67,8 @@ pub const RULES: [(Rule, Scenario); 20] = [
     (Rule::PendingReplayed, Scenario::Faults),
     (Rule::OrphansKept, Scenario::Faults),
     (Rule::FenceObeyed, Scenario::Faults),
-    (Rule::SessionOutlivesClaim, Scenario::Faults),
+    (Rule::MembershipAtAck, Scenario::Zombies),
+    (Rule::SessionOutlivesClaim, Scenario::Zombies),
     (Rule::UnknownRepeated, Scenario::Faults),
     (Rule::OrderOfReading, Scenario::Faults),
     (Rule::GenerationOfCommit, Scenario::LogTruncated),

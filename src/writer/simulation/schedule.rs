@@ -16,6 +16,9 @@ pub enum Scenario {
     /// Crashes, pauses, rebalances, lost answers, late inserts, servers away, forgotten commits: nothing may be lost,
     /// counted twice or halted.
     Faults,
+    /// Writers that stand still at the worst moment while others take over and die, and a coordinator that takes commits
+    /// without membership.
+    Zombies,
     /// Retention removes what was not stored.
     LogLost,
     /// The log loses its tail.
@@ -29,8 +32,9 @@ pub enum Scenario {
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 6] = [
+pub const SCENARIOS: [Scenario; 7] = [
     Scenario::Faults,
+    Scenario::Zombies,
     Scenario::LogLost,
     Scenario::LogTruncated,
     Scenario::Recreated,
@@ -51,8 +55,11 @@ pub struct Ended {
 /// Runs the schedule of a seed.
 pub fn run(scenario: Scenario, seed: u64, broken: Option<Rule>, traced: bool) -> Ended {
     let mut rng = Rng::new(seed);
-    let setup = setup(&mut rng, broken);
-    let (partitions, writers) = (rng.between(1, 2) as usize, rng.between(1, 3) as usize);
+    let setup = setup(&mut rng, scenario, broken);
+    let (partitions, writers) = match scenario {
+        Scenario::Zombies => (1, rng.between(2, 3) as usize),
+        _ => (rng.between(1, 2) as usize, rng.between(1, 3) as usize),
+    };
     let mut world = World::new(setup, rng, partitions, writers, traced);
     world.note(|| format!("{scenario:?}, seed {seed}, {partitions} partitions, {writers} writers"));
     let setup = format!("{:?}", world.setup);
@@ -75,24 +82,49 @@ pub fn run(scenario: Scenario, seed: u64, broken: Option<Rule>, traced: bool) ->
     Ended { violation: world.violation, covered: world.covered, trace: world.trace.unwrap_or_default() }
 }
 
-/// Chooses bounds and faults; of the faults some are left out, so that the others are seen by themselves.
-fn setup(rng: &mut Rng, broken: Option<Rule>) -> Setup {
+/// Chooses bounds and faults.
+fn setup(rng: &mut Rng, scenario: Scenario, broken: Option<Rule>) -> Setup {
     let claim_age_max = rng.between(60, 300);
     let insert_ms_max = rng.between(20, 150);
-    // Just as long as it must be, so that a rule that is a little off is noticed.
-    let window_ms = claim_age_max + insert_ms_max + 1;
     let unbounded = broken == Some(Rule::ClaimAgeBounded);
     let limits = Limits {
         claim_age_max: if unbounded { Duration::from_secs(86_400) } else { Duration::from_millis(claim_age_max) },
         backoff_min: Duration::from_millis(2),
         backoff_max: Duration::from_millis(40),
     };
+    let mut setup = Setup {
+        limits,
+        session_ms: rng.between(60, 300),
+        // Seldom enough that some are expelled while they work, and go on for a while without knowing.
+        heartbeats: rng.between(60, 400),
+        polls: rng.between(30, 250),
+        insert_ms_max,
+        // Just as long as it must be, so that a rule that is a little off is noticed.
+        window_ms: claim_age_max + insert_ms_max + 1,
+        load_ms_max: if rng.permille(500) { 10 } else { rng.between(50, 600) },
+        slow_reads: if rng.permille(700) { 0 } else { rng.between(100, 950) },
+        keys: rng.between(4, 250),
+        commits_without_membership: false,
+        faults: faults(rng),
+        broken,
+    };
+    if scenario == Scenario::Zombies {
+        zombies(rng, &mut setup, claim_age_max + insert_ms_max);
+    }
+    setup
+}
+
+/// Of the faults some are left out, so that the others are seen by themselves.
+fn faults(rng: &mut Rng) -> Faults {
+    let pause_ms_max = rng.between(50, 1500);
     let mut rate = |most: u64| if rng.permille(400) { 0 } else { rng.between(1, most) };
-    let mut faults = Faults {
+    Faults {
         crashes: rate(12),
-        pauses: rate(12),
-        pause_ms_max: 0,
         down_ms_max: 300,
+        pauses: rate(12),
+        stalls: rate(10),
+        pause_ms_max,
+        abandonments: 0,
         kafka_away: rate(4),
         store_away: rate(6),
         rebalances: rate(15),
@@ -102,45 +134,36 @@ fn setup(rng: &mut Rng, broken: Option<Rule>) -> Setup {
         retention: rate(10),
         lost_answers: rate(200),
         late_inserts: rate(300),
+    }
+}
+
+/// A commit without membership can overwrite the claim of a member that is gone. That does no harm as long as no insert
+/// under such a claim can still be sent or arrive when the group has become empty: a member is expelled only after a
+/// longer time than that takes (`claim_ms_max`), and none leaves with an insert under way.
+fn zombies(rng: &mut Rng, setup: &mut Setup, claim_ms_max: u64) {
+    setup.commits_without_membership = true;
+    setup.heartbeats = rng.between(200, 400);
+    match setup.broken {
+        Some(Rule::SessionOutlivesClaim) => setup.session_ms /= 2,
+        _ => setup.session_ms += claim_ms_max,
+    }
+    setup.faults = Faults {
+        stalls: rng.between(20, 150),
+        pause_ms_max: rng.between(50, 1500) + 3 * setup.session_ms,
+        abandonments: rng.between(3, 30),
+        down_ms_max: 300 + 3 * setup.session_ms,
+        leaves: 0,
+        pauses: rng.below(3),
+        crashes: rng.below(3),
+        retention: 0,
+        weeks: 0,
+        ..setup.faults
     };
-    faults.pause_ms_max = rng.between(50, 1500);
-    // A commit without membership can overwrite the claim of a member that is gone. That does no harm as long as no insert
-    // under such a claim can still be sent or arrive when the group has become empty: a member is expelled only after
-    // a longer time than that takes, and none leaves with an insert under way.
-    let commits_without_membership = rng.permille(300);
-    let mut session_ms = rng.between(60, 300);
-    if commits_without_membership {
-        session_ms = match broken {
-            Some(Rule::SessionOutlivesClaim) => (session_ms / 4).max(40),
-            _ => session_ms + claim_age_max + insert_ms_max,
-        };
-        faults.leaves = 0;
-        faults.pauses = rng.between(2, 12);
-        faults.pause_ms_max += 3 * session_ms;
-        faults.down_ms_max += 3 * session_ms;
-    }
-    let keys = rng.between(4, 250);
-    let load_ms_max = if rng.permille(700) { 10 } else { rng.between(50, 600) };
-    // Seldom enough that some are expelled while they work, and go on for a while without knowing.
-    let (heartbeats, polls) = (rng.between(60, 400), rng.between(30, 250));
-    Setup {
-        limits,
-        session_ms,
-        heartbeats,
-        polls,
-        insert_ms_max,
-        window_ms,
-        load_ms_max,
-        keys,
-        commits_without_membership,
-        faults,
-        broken,
-    }
 }
 
 fn finish(world: &mut World, scenario: Scenario) {
     match scenario {
-        Scenario::Faults => {}
+        Scenario::Faults | Scenario::Zombies => {}
         Scenario::LogLost => log_lost(world),
         Scenario::LogTruncated => log_truncated(world),
         Scenario::Recreated => recreated(world),

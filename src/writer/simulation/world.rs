@@ -33,6 +33,8 @@ pub struct Setup {
     pub window_ms: u64,
     /// How long it can take to load the seen keys.
     pub load_ms_max: u64,
+    /// How often a question about what is known takes a little longer, in a thousand.
+    pub slow_reads: u64,
     /// How many keys events are drawn from.
     pub keys: u64,
     /// Whether a client that knows that its membership is lost sends commits that are under way without one.
@@ -52,6 +54,10 @@ pub struct Faults {
     pub down_ms_max: u64,
     /// A process stands still.
     pub pauses: u64,
+    /// A process stands still just as it is about to claim or to commit.
+    pub stalls: u64,
+    /// All processes die but one that stands still and has lost its partitions.
+    pub abandonments: u64,
     /// How long it may stand still.
     pub pause_ms_max: u64,
     /// Kafka is away for a while.
