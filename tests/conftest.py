@@ -5,6 +5,7 @@ stop and having ended with status 0, unless it ended them itself. Their logs are
 """
 
 import subprocess
+from dataclasses import replace
 
 import pytest
 from harness import Millrace, OwnClickHouse, OwnKafka, Servers, Space, environment_without_settings, millrace_binary
@@ -63,6 +64,29 @@ def own_clickhouse(tmp_path):
     yield own.start()
     own.resume()
     own.stop()
+
+
+@pytest.fixture
+def own_kafka_space(servers, own_kafka):
+    """A space on a Kafka of the test's own and the run's ClickHouse."""
+    own = Space(replace(servers, kafka_brokers=own_kafka.brokers))
+    yield own
+    own.remove_database()
+
+
+@pytest.fixture
+def own_clickhouse_space(servers, own_clickhouse):
+    """A space on the run's Kafka and a ClickHouse of the test's own."""
+    own = Space(
+        replace(
+            servers,
+            clickhouse_url=own_clickhouse.url,
+            clickhouse_user=own_clickhouse.user,
+            clickhouse_password=own_clickhouse.password,
+        )
+    )
+    yield own
+    own.remove_topics()
 
 
 def migrate(space):

@@ -146,6 +146,10 @@ class Log:
             }
         )
 
+    def producer(self, **config):
+        """A producer of bare records."""
+        return confluent_kafka.Producer({"bootstrap.servers": self.brokers, "log_level": 0, **config})
+
     def watermarks(self, topic):
         """For each partition, its first offset and the one after its last."""
         consumer = self.consumer("harness-watermarks")
@@ -291,7 +295,13 @@ class Space:
 
     def remove(self):
         """Drops the database and the topics."""
+        self.remove_database()
+        self.remove_topics()
+
+    def remove_database(self):
         self.store.query(f"DROP DATABASE IF EXISTS `{self.database}`")
+
+    def remove_topics(self):
         self.log.delete_topics([topic for topic in self.log.topics() if topic.startswith(f"{self.topic_prefix}.")])
 
 

@@ -893,19 +893,9 @@ def test_a_hundred_thousand_random_events_against_a_model(millrace, space):
 # Kafka away.
 
 
-def test_nothing_acknowledged_is_lost_while_kafka_stops_and_goes_on(millrace, own_kafka, space):
-    settings = {
-        "MILLRACE_KAFKA_BROKERS": own_kafka.brokers,
-        "MILLRACE_KAFKA_DELIVERY_MS_MAX": "1500",
-        "MILLRACE_HTTP_ACK_MS_MAX": "3000",
-    }
-    space.servers = type(space.servers)(
-        own_kafka.brokers,
-        space.servers.clickhouse_url,
-        space.servers.clickhouse_user,
-        space.servers.clickhouse_password,
-    )
-    program = millrace("run", settings=settings)
+def test_nothing_acknowledged_is_lost_while_kafka_stops_and_goes_on(millrace, own_kafka, own_kafka_space):
+    settings = {"MILLRACE_KAFKA_DELIVERY_MS_MAX": "1500", "MILLRACE_HTTP_ACK_MS_MAX": "3000"}
+    program = millrace("run", space=own_kafka_space, settings=settings)
     model, unsure, site = Model(), [], new_id()
 
     def post():
@@ -922,11 +912,16 @@ def test_nothing_acknowledged_is_lost_while_kafka_stops_and_goes_on(millrace, ow
 
     assert post() == 202
     own_kafka.pause()
-    assert [post() for _ in range(4)] == [503] * 4
-    eventually(lambda: program.get("/health/ready").status == 503, what="not being ready")
+    assert [post() for _ in range(3)] == [503] * 3
+    # Also with nothing on its way: who asks is told, and who sends is refused at once.
+    missing = eventually(lambda: missing_for_accepting(program), 15, what="not being ready")
+    assert missing["stalled"] == ["accept"] and missing["reason"]
+    refused = program.metric("millrace_produce_failures_total")
+    assert post() == 503
+    assert program.metric("millrace_produce_failures_total") == refused
     own_kafka.resume()
     eventually(lambda: post() == 202, 30, what="an event taken after Kafka went on")
-    eventually(lambda: program.get("/health/ready").status == 200, what="readiness")
+    eventually(lambda: program.get("/health/ready").status == 200, 15, what="readiness")
     # Sent again, as the answer asks: whether its first copies arrived or not, each counts once.
     while unsure:
         batch = unsure.pop()
@@ -935,3 +930,9 @@ def test_nothing_acknowledged_is_lost_while_kafka_stops_and_goes_on(millrace, ow
             take_event(model, one)
     becomes(program, site, len(model.first), deadline_s=30)
     assert all_counters(program) == model.report()
+    program.stop()
+
+
+def missing_for_accepting(program):
+    answer = program.get("/health/ready")
+    return answer.status == 503 and next(one for one in answer.json()["missing"] if "accept" in one["stalled"])

@@ -3,15 +3,17 @@
 //! In: [`Record`]s, from the batchers' threads. Out: acknowledgements, from the producer's own thread. The producer is
 //! idempotent with `acks=all`; what it holds is bounded, and a record that Kafka does not take in time fails.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 
+use super::client::{complained, heard};
 use super::{LogError, Options};
 use crate::flow::AckPart;
 
@@ -56,8 +58,8 @@ struct Deliveries {
     in_flight: AtomicI64,
     /// Milliseconds after `started` at which a record was last acknowledged, or the first one was handed over.
     progress_ms: AtomicU64,
-    /// Whether the last record that was settled was not acknowledged.
-    failing: AtomicBool,
+    /// Records acknowledged so far.
+    acknowledged: AtomicU64,
 }
 
 impl Deliveries {
@@ -73,9 +75,11 @@ impl Deliveries {
 
     fn end(&self, in_flight: InFlight, failure: Option<&KafkaError>) {
         self.in_flight.fetch_sub(1, Ordering::AcqRel);
-        self.failing.store(failure.is_some(), Ordering::Release);
         match failure {
-            None => self.progress_ms.store(self.now_ms(), Ordering::Release),
+            None => {
+                self.progress_ms.store(self.now_ms(), Ordering::Release);
+                self.acknowledged.fetch_add(1, Ordering::AcqRel);
+            }
             Some(error) => {
                 tracing::warn!(%error, events = in_flight.events, "a record was not acknowledged, its requests get a 503");
             }
@@ -89,7 +93,15 @@ impl Deliveries {
 
 struct Context(Arc<Deliveries>);
 
-impl ClientContext for Context {}
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        heard(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        complained(&error, reason);
+    }
+}
 
 impl ProducerContext for Context {
     type DeliveryOpaque = Box<InFlight>;
@@ -115,7 +127,7 @@ impl Producer {
             started: Instant::now(),
             in_flight: AtomicI64::new(0),
             progress_ms: AtomicU64::new(0),
-            failing: AtomicBool::new(false),
+            acknowledged: AtomicU64::new(0),
         });
         let client = connect(options, &deliveries)?;
         Ok(Producer { options: options.clone(), deliveries, client: Mutex::new(Arc::new(client)) })
@@ -147,21 +159,16 @@ impl Producer {
         }
     }
 
-    /// Whether something waits for Kafka and nothing has been acknowledged for a while, or what waited last was given up.
-    ///
-    /// Whoever refuses requests for that must call [`Producer::try_again`], since without requests nothing is acknowledged.
+    /// How many records Kafka has acknowledged so far.
+    pub fn acknowledged(&self) -> u64 {
+        self.deliveries.acknowledged.load(Ordering::Acquire)
+    }
+
+    /// Whether something waits for Kafka and nothing has been acknowledged for a while.
     pub fn is_stalled(&self) -> bool {
-        if self.deliveries.failing.load(Ordering::Acquire) {
-            return true;
-        }
         let waiting = self.deliveries.in_flight.load(Ordering::Acquire) > 0;
         let since_ms = self.deliveries.now_ms().saturating_sub(self.deliveries.progress_ms.load(Ordering::Acquire));
         waiting && since_ms > STALL_MAX.as_millis() as u64
-    }
-
-    /// Forgets that records were given up: to be called when Kafka answers again.
-    pub fn try_again(&self) {
-        self.deliveries.failing.store(false, Ordering::Release);
     }
 
     /// Waits until everything handed over is settled; `false` when `timeout` passed first.

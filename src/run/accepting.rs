@@ -2,6 +2,7 @@
 //!
 //! Requests can be answered before Kafka was ever reached (with a 503): the partitions are learnt in the background.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,8 @@ const RETRY_AFTER_S: u16 = 1;
 pub struct Intake<K: Kind> {
     acceptor: OnceLock<Acceptor<K>>,
     producer: Arc<Producer>,
+    /// Whether Kafka was there when it was last asked.
+    answers: Arc<AtomicBool>,
 }
 
 impl<K: Kind> Intake<K> {
@@ -37,7 +40,9 @@ impl<K: Kind> Intake<K> {
     }
 
     fn acceptor(&self) -> Result<&Acceptor<K>, Fault> {
-        self.acceptor.get().ok_or_else(|| unavailable("Kafka has not been reached yet: nothing can be accepted"))
+        self.acceptor
+            .get()
+            .ok_or_else(|| unavailable("the log is not open yet, /health/ready says why: nothing can be accepted"))
     }
 }
 
@@ -59,7 +64,7 @@ fn unavailable(message: &'static str) -> Fault {
 pub fn open_intake<K: Kind + Default>(program: &Arc<Program>, topic: &str) -> Result<Arc<Intake<K>>, RunError> {
     let metrics = program.metrics.kind(K::NAME);
     let producer = Arc::new(Producer::new(&program.log_options, Box::new(Deliveries(metrics)))?);
-    let intake = Arc::new(Intake { acceptor: OnceLock::new(), producer });
+    let intake = Arc::new(Intake { acceptor: OnceLock::new(), producer, answers: Arc::default() });
     let condition =
         program.health.condition(format!("{} intake", K::NAME), &[Duty::Accept], "Kafka was not reached yet");
     let (program, topic, opening) = (program.clone(), topic.to_owned(), intake.clone());
@@ -71,7 +76,7 @@ pub fn open_intake<K: Kind + Default>(program: &Arc<Program>, topic: &str) -> Re
     Ok(intake)
 }
 
-/// Opens the intake, then keeps the condition true to whether Kafka acknowledges.
+/// Opens the intake, then keeps it and the condition true to whether Kafka takes what it is sent.
 fn open_when_known<K: Kind + Default>(
     program: &Program,
     topic: &str,
@@ -83,8 +88,9 @@ fn open_when_known<K: Kind + Default>(
         match partitions::<K>(program, &inspector, topic) {
             Ok(partitions) => {
                 let inlet = start_batchers::<K>(program, topic, partitions, intake.producer.clone())?;
+                intake.answers.store(true, Ordering::Release);
                 // Opened here only.
-                let _ = intake.acceptor.set(acceptor::<K>(program, partitions, inlet, intake.producer.clone()));
+                let _ = intake.acceptor.set(acceptor::<K>(program, partitions, inlet, intake));
                 condition.holds();
                 tracing::info!(topic, partitions, "accepting");
                 break;
@@ -97,17 +103,27 @@ fn open_when_known<K: Kind + Default>(
         }
     }
     while !program.shutdown.wait(ASK_AGAIN) {
-        if intake.producer.is_stalled() {
-            condition.missing("Kafka does not acknowledge what it is sent");
-            // Requests are refused, so that nothing is sent that could be acknowledged: an answer is enough to try again.
-            if inspector.partitions(topic).is_ok_and(|found| found.is_some()) {
-                intake.producer.try_again();
-            }
-        } else {
-            condition.holds();
+        let asked = ask(&inspector, topic, &intake.producer);
+        intake.answers.store(asked.is_ok(), Ordering::Release);
+        match asked {
+            Err(reason) => condition.missing(reason),
+            Ok(()) if intake.producer.is_stalled() => condition.missing("Kafka does not acknowledge what it is sent"),
+            Ok(()) => condition.holds(),
         }
     }
     Ok(())
+}
+
+/// Whether Kafka is there. It is asked even when nothing is sent, so that nothing has to wait in vain to find out; what
+/// it acknowledges meanwhile counts more than an answer that is late.
+fn ask(inspector: &Inspector, topic: &str, producer: &Producer) -> Result<(), String> {
+    let acknowledged = producer.acknowledged();
+    let reason = match inspector.partitions(topic) {
+        Ok(Some(_)) => return Ok(()),
+        Ok(None) => format!("there is no topic {topic} in Kafka"),
+        Err(error) => error.to_string(),
+    };
+    if producer.acknowledged() > acknowledged { Ok(()) } else { Err(reason) }
 }
 
 /// The accepting stage of a kind.
@@ -115,7 +131,7 @@ fn acceptor<K: Kind + Default>(
     program: &Program,
     partitions: u32,
     inlet: Inlet<K::Columns>,
-    producer: Arc<Producer>,
+    intake: &Intake<K>,
 ) -> Acceptor<K> {
     let http = &program.config.http;
     let options = AcceptOptions {
@@ -124,8 +140,9 @@ fn acceptor<K: Kind + Default>(
         ack_timeout: Duration::from_millis(http.ack_ms_max),
         retry_after_s: RETRY_AFTER_S,
     };
-    let overload = move || match producer.is_stalled() {
-        true => Err(unavailable("Kafka does not acknowledge at the moment: nothing can be accepted")),
+    let (producer, answers) = (intake.producer.clone(), intake.answers.clone());
+    let overload = move || match producer.is_stalled() || !answers.load(Ordering::Acquire) {
+        true => Err(unavailable("Kafka does not answer at the moment: nothing can be accepted")),
         false => Ok(()),
     };
     let (rejects, observer) = (LogRejects::default(), Accepted(program.metrics.kind(K::NAME)));
