@@ -7,6 +7,7 @@ end everything in the log must be stored, and the report must be what the test i
 import random
 import signal
 
+import confluent_kafka
 import pytest
 from harness import eventually
 from once import SMALL_RANGES, Load, Proxy, Sent, check_counts, make_events, reckon, wait_stored
@@ -173,3 +174,28 @@ def forget_offsets(space):
         return True
 
     eventually(deleted, 20, what="the group to be deleted")
+
+
+def test_other_producer_and_wrong_partition(door, writer, space, sent):
+    """A record that another producer put into another partition than its keys': a writer that takes over still knows them."""
+    events = make_events(50)
+    program = writer()
+    sent.post_until_taken(door, events)
+    wait_stored(space)
+    records = space.log.records(space.topic)
+    misplaced = next(record for record in records if record.partition == 0)
+    producer = confluent_kafka.Producer({"bootstrap.servers": space.servers.kafka_brokers})
+
+    def put_into_partition_1():
+        producer.produce(space.topic, misplaced.value, partition=1, headers=list(misplaced.headers.items()))
+        producer.flush(10)
+        wait_stored(space)
+
+    put_into_partition_1()
+    stored = f"SELECT count() FROM {space.database}.captcha_events"
+    with_copies = space.store.value(stored)
+    assert with_copies > 50
+    program.stop()
+    writer()
+    put_into_partition_1()
+    assert space.store.value(stored) == with_copies

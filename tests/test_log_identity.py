@@ -209,6 +209,7 @@ def test_records_that_cannot_be_read(program, space, sent):
     producer.flush(20)
     sent.post_until_taken(started, make_events(200))
     reckon(space, sent, started)
+    assert started.is_running()
     bad = started.metric("millrace_events_rejected_total", code="bad_record")
     assert bad == PARTITIONS * len(poison)
     assert started.log_text().count("cannot be read and is passed over") == bad

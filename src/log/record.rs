@@ -38,6 +38,12 @@ pub fn encode<C: Columns>(columns: C) -> Vec<u8> {
 /// Reads the events of a record. Any defect is a [`BadRecord`]: bytes from the log never panic.
 pub fn decode<K: Kind>(headers: Option<&BorrowedHeaders>, value: &[u8]) -> Result<K::Columns, BadRecord> {
     check_headers::<K>(headers)?;
+    // The Arrow library refuses most of what is damaged, and panics on some of it. Nothing of its state outlives the call.
+    std::panic::catch_unwind(|| read::<K>(value))
+        .unwrap_or_else(|_| Err(BadRecord("an Arrow IPC stream so damaged that its reader gave up".to_owned())))
+}
+
+fn read<K: Kind>(value: &[u8]) -> Result<K::Columns, BadRecord> {
     let mut buffer = Buffer::from(value);
     let mut decoder = StreamDecoder::new();
     let mut columns: Option<K::Columns> = None;
@@ -78,4 +84,46 @@ fn check_headers<K: Kind>(headers: Option<&BorrowedHeaders>) -> Result<(), BadRe
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dice::Dice;
+    use crate::kinds::captcha::Captcha;
+    use crate::kinds::captcha::columns::CaptchaColumns;
+    use crate::kinds::captcha::parse::{CaptchaEvent, CaptchaType};
+
+    /// Whoever can write to the topic can write anything: it is refused or read, and never ends the process.
+    #[test]
+    fn damaged_records_never_panic() {
+        let mut dice = Dice::new("records");
+        let mut columns = CaptchaColumns::default();
+        for _ in 0..20 {
+            let (correlation_id, site_id) = (dice.id(), dice.id());
+            columns.push(&CaptchaEvent { time_us: 0, captcha_type: CaptchaType::Serve, correlation_id, site_id });
+        }
+        let whole = encode(columns.clone());
+        assert_eq!(decode::<Captcha>(None, &whole).unwrap(), columns);
+        let mut refused = 0;
+        for _ in 0..50_000 {
+            let mut value = whole.clone();
+            for _ in 0..=dice.below(3) {
+                let at = dice.below(value.len());
+                match dice.below(4) {
+                    0 => value[at] = dice.below(256) as u8,
+                    1 => value[at] ^= 1 << dice.below(8),
+                    2 => value.truncate(at.max(1)),
+                    _ => {
+                        let bytes = [0, 1, 0x7f, 0x80, 0xff];
+                        let with = *dice.pick(&bytes);
+                        let end = (at + 1 + dice.below(8)).min(value.len());
+                        value[at..end].fill(with);
+                    }
+                }
+            }
+            refused += usize::from(decode::<Captcha>(None, &value).is_err());
+        }
+        assert!(refused > 10_000, "{refused} of 50000 damaged records were refused");
+    }
 }

@@ -89,22 +89,24 @@ impl Store {
     /// Every key stored for a partition before offset `below` of `generation`, and those of all older generations.
     ///
     /// Keys of older generations come unfiltered by partition, because an older log may have had another number of them:
-    /// the caller keeps what belongs to its partition. `each` says whether to go on; `false` ends the reading.
+    /// the caller keeps what belongs to its partition. Those of this generation, which `each` is told, count wherever
+    /// they belong: another producer may have put them into the wrong partition, and a replay must see them again.
+    /// `each` says whether to go on; `false` ends the reading.
     pub async fn stored_keys<K: Kind>(
         &self,
         generation: u32,
         partition: u32,
         below: i64,
-        mut each: impl FnMut(Key) -> bool,
+        mut each: impl FnMut(Key, bool) -> bool,
     ) -> Result<(), StoreError> {
         let (lane, id) = K::KEY_SQL;
         let sql = format!(
-            "SELECT {lane}, {id} FROM {} WHERE log_generation < {generation} \
+            "SELECT {lane}, log_generation = {generation}, {id} FROM {} WHERE log_generation < {generation} \
              OR (log_generation = {generation} AND log_partition = {partition} AND log_offset < {below})",
             self.table(&events::<K>())
         );
-        // One byte for the lane and sixteen for the identity.
-        const ROW: usize = 17;
+        // One byte for the lane, one for the generation and sixteen for the identity.
+        const ROW: usize = 18;
         // The answer is as long as the history, so it is neither gathered by the server first nor bounded in time here:
         // each piece of it is. The client tells an error within the answer from data.
         let client = self.client().clone().with_compression(Compression::None);
@@ -115,8 +117,8 @@ impl Store {
             rest.extend_from_slice(&bytes);
             let whole = rest.len() / ROW * ROW;
             for row in rest[..whole].chunks_exact(ROW) {
-                let id = std::array::from_fn(|index| row[1 + index]);
-                if !each(Key { lane: row[0], id }) {
+                let id = std::array::from_fn(|index| row[2 + index]);
+                if !each(Key { lane: row[0], id }, row[1] != 0) {
                     return Ok(());
                 }
             }

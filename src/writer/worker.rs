@@ -212,8 +212,8 @@ impl<K: Kind> Worker<K> {
         self.filler.reset();
         let mut read = 0u64;
         let mut active = true;
-        let loading = self.tools.store.stored_keys::<K>(generation, partition, below, |key| {
-            if key.lane < K::KEY_LANES && partition_of(&key.id, partitions) == partition {
+        let loading = self.tools.store.stored_keys::<K>(generation, partition, below, |key, of_this_log| {
+            if key.lane < K::KEY_LANES && (of_this_log || partition_of(&key.id, partitions) == partition) {
                 seen.insert(key);
             }
             read += 1;
