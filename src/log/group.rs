@@ -78,7 +78,8 @@ struct Tenures {
 
 impl Tenures {
     fn open(&mut self, topic: &str, partition: u32) {
-        let tenure = Arc::new(Tenure { topic: topic.to_owned(), partition, opened: Instant::now(), active: Mutex::new(true) });
+        let tenure =
+            Arc::new(Tenure { topic: topic.to_owned(), partition, opened: Instant::now(), active: Mutex::new(true) });
         if let Some(old) = self.active.insert((topic.to_owned(), partition), tenure.clone()) {
             old.end();
         }

@@ -40,7 +40,9 @@ impl<K: Kind> Intake<K> {
     }
 
     fn acceptor(&self) -> Result<&Acceptor<K>, Fault> {
-        self.acceptor.get().ok_or_else(|| unavailable("the log is not open yet, /health/ready says why: nothing can be accepted"))
+        self.acceptor
+            .get()
+            .ok_or_else(|| unavailable("the log is not open yet, /health/ready says why: nothing can be accepted"))
     }
 }
 

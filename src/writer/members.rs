@@ -70,7 +70,10 @@ fn replace_ended<K: Kind>(
     let ended: Vec<Hired> = workers.extract_if(.., ended).collect();
     for Hired { tenure, .. } in ended {
         if tenure.is_active() && !is_ending() {
-            tracing::error!(partition = tenure.partition, "a worker ended before its tenure, another one takes its place");
+            tracing::error!(
+                partition = tenure.partition,
+                "a worker ended before its tenure, another one takes its place"
+            );
             workers.extend(hire::<K>(tools(), tenure)?);
         }
     }
