@@ -32,6 +32,8 @@ SITES = [str(uuid.UUID(int=(0x6B1E << 112) + site)) for site in range(7)]
 DAYS = ["2021-01-25", "2021-01-26", "2024-02-29"]
 TYPES = ["serve", "solve"]
 SETTLED_S = 40
+# Between a refusal and the next try: less than a client is asked to wait, so that a test sees many.
+PAUSE_REFUSED_S = 0.1
 
 
 def make_events(count):
@@ -145,7 +147,7 @@ class Load:
                 self.statuses[status] += 1
                 if status == 202 or not self.resend:
                     pending = None
-                self.stopping.wait(self.pause_s)
+                self.stopping.wait(self.pause_s if status == 202 else max(self.pause_s, PAUSE_REFUSED_S))
         except Exception as error:  # noqa: BLE001: shown by the test
             self.errors.append(error)
 
@@ -268,6 +270,7 @@ class Proxy:
     - `swallow(needle, times)`: the next `times` requests in which `needle` occurs reach the server, and the answer is
       lost: the connection is closed when it begins to arrive.
     - `cut()`: all connections are closed and new ones refused; `mend()` ends that.
+    - `freeze()`: connections stay, and nothing passes; `thaw()` ends that.
     """
 
     def __init__(self, target):
@@ -278,6 +281,8 @@ class Proxy:
         self.address = f"127.0.0.1:{self.port}"
         self.lock = threading.Lock()
         self.needle, self.left, self.swallowed = b"", 0, 0
+        self.flows = threading.Event()
+        self.flows.set()
         self.open = set()
         threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
 
@@ -294,6 +299,12 @@ class Proxy:
             found, self.open = self.open, set()
         for connection in found:
             _end(connection)
+
+    def freeze(self):
+        self.flows.clear()
+
+    def thaw(self):
+        self.flows.set()
 
     def mend(self):
         self.listener = socket.create_server(("127.0.0.1", self.port))
@@ -320,6 +331,7 @@ class Proxy:
     def _forward(self, near, far, marked):
         with suppress(OSError):
             while piece := near.recv(1 << 16):
+                self.flows.wait()
                 with self.lock:
                     if self.left > 0 and not marked.is_set() and self.needle in piece:
                         self.left -= 1
@@ -330,6 +342,7 @@ class Proxy:
     def _back(self, near, far, marked):
         with suppress(OSError):
             while piece := far.recv(1 << 16):
+                self.flows.wait()
                 if marked.is_set():
                     with self.lock:
                         self.swallowed += 1
@@ -344,6 +357,7 @@ class Proxy:
             _end(connection)
 
     def close(self):
+        self.thaw()
         self.cut()
 
 

@@ -163,10 +163,11 @@ def test_offsets_forgotten(door, writer, space, sent):
 
 def forget_offsets(space):
     """Deletes the group with its offsets, as soon as Kafka takes it for empty."""
+    log = space.log
 
     def deleted():
         try:
-            space.log.admin.delete_consumer_groups([space.group])[space.group].result(10)
+            log.admin.delete_consumer_groups([space.group])[space.group].result(10)
         except Exception as error:  # noqa: BLE001: the group still has a member that was killed
             raise AssertionError(str(error)) from error
         return True

@@ -7,6 +7,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::client::Plain;
 use super::{LogError, Options};
 
 /// Bytes of records that may lie ready for one partition: this bounds a writer's memory however long the log is.
@@ -26,7 +27,7 @@ pub enum Polled<'a> {
 
 /// Reads one partition.
 pub struct Reader {
-    consumer: BaseConsumer,
+    consumer: BaseConsumer<Plain>,
     topic: String,
     partition: u32,
 }
@@ -48,7 +49,7 @@ impl Reader {
             .set("queued.min.messages", "100000")
             .set("queued.max.messages.kbytes", AHEAD_KIB_MAX.to_string())
             .set("check.crcs", "true");
-        let consumer = config.create().map_err(|error| LogError {
+        let consumer = config.create_with_context(Plain).map_err(|error| LogError {
             brokers: options.kafka.brokers.clone(),
             what: "setting up a reader",
             cause: error.to_string(),

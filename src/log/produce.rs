@@ -8,10 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 
+use super::client::{complained, heard};
 use super::{LogError, Options};
 use crate::flow::AckPart;
 
@@ -91,7 +93,15 @@ impl Deliveries {
 
 struct Context(Arc<Deliveries>);
 
-impl ClientContext for Context {}
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        heard(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        complained(&error, reason);
+    }
+}
 
 impl ProducerContext for Context {
     type DeliveryOpaque = Box<InFlight>;

@@ -8,6 +8,7 @@ use rdkafka::bindings as sys;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
+use super::client::Plain;
 use super::{LogError, Options};
 
 /// How long one question to Kafka may take.
@@ -28,7 +29,7 @@ pub struct LogFacts {
 
 /// A client that only asks.
 pub struct Inspector {
-    consumer: BaseConsumer,
+    consumer: BaseConsumer<Plain>,
     brokers: String,
 }
 
@@ -37,7 +38,7 @@ impl Inspector {
     pub fn new(options: &Options) -> Result<Inspector, LogError> {
         let mut config = options.client_config();
         config.set("group.id", options.kafka.group()).set("enable.auto.commit", "false");
-        let consumer = config.create().map_err(|error| LogError {
+        let consumer = config.create_with_context(Plain).map_err(|error| LogError {
             brokers: options.kafka.brokers.clone(),
             what: "setting up a client",
             cause: error.to_string(),

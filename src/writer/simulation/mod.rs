@@ -117,7 +117,7 @@ fn first_failing(scenario: Scenario, rule: Rule, seeds: u64) -> Option<(u64, Str
 /// Every broken rule must make a schedule fail: what no schedule notices, no schedule proves.
 #[test]
 fn every_broken_rule_is_noticed() {
-    const SEEDS_MAX: u64 = 20_000;
+    const SEEDS_MAX: u64 = 50_000;
     let mut unnoticed = Vec::new();
     for (rule, scenario) in rules::RULES {
         match first_failing(scenario, rule, SEEDS_MAX) {

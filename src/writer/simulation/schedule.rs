@@ -121,9 +121,13 @@ fn setup(rng: &mut Rng, broken: Option<Rule>) -> Setup {
     }
     let keys = rng.between(4, 250);
     let load_ms_max = if rng.permille(700) { 10 } else { rng.between(50, 600) };
+    // Seldom enough that some are expelled while they work, and go on for a while without knowing.
+    let (heartbeats, polls) = (rng.between(60, 400), rng.between(30, 250));
     Setup {
         limits,
         session_ms,
+        heartbeats,
+        polls,
         insert_ms_max,
         window_ms,
         load_ms_max,

@@ -23,6 +23,10 @@ pub struct Setup {
     pub limits: Limits,
     /// After how long without a heartbeat a member is expelled.
     pub session_ms: u64,
+    /// How often a client sends its heartbeat, in a thousand ticks.
+    pub heartbeats: u64,
+    /// How often a program polls its consumer, in a thousand ticks.
+    pub polls: u64,
     /// For how long an insert can be under way.
     pub insert_ms_max: u64,
     /// How long the store remembers a token.
@@ -263,10 +267,10 @@ impl World {
             if self.processes[w].life != Life::Up {
                 continue;
             }
-            if self.rng.permille(300) {
+            if self.rng.permille(self.setup.heartbeats) {
                 self.heartbeat(w);
             }
-            if self.rng.permille(150) {
+            if self.rng.permille(self.setup.polls) {
                 self.poll(w);
             }
             for p in 0..self.partitions.len() {
