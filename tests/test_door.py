@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 
 import pytest
@@ -26,7 +27,7 @@ def post_bytes(site, head="", body=None):
 
 def statuses(said):
     """The statuses of all answers in what came back."""
-    return [int(line.split()[1]) for line in said.split(b"\r\n") if line.startswith(b"HTTP/1.1 ")]
+    return [int(status) for status in re.findall(rb"^HTTP/1\.1 (\d{3}) ", said, re.MULTILINE)]
 
 
 @pytest.mark.parametrize(
