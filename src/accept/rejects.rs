@@ -61,7 +61,7 @@ impl RejectSink for LogRejects {
                 line,
                 code = reason.code,
                 field = reason.field,
-                message = %reason.message,
+                reason = %reason.message,
                 bytes = raw.len(),
                 raw = excerpt::raw(raw),
                 "event rejected"

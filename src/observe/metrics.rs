@@ -4,6 +4,7 @@
 //! [`Metrics::table`], [`Metrics::partition`]) and keeps them: counting is then one atomic addition, observing one short
 //! uncontended lock, and nothing is looked up by label for each event.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -90,6 +91,8 @@ fn events() -> Histogram {
 pub struct Metrics {
     registry: Registry,
     connections: Gauge,
+    connections_refused: Counter,
+    body_bytes: Gauge,
     requests: Family<RequestLabels, Counter>,
     request_seconds: Histograms<RouteLabels>,
     accepted: Family<KindLabels, Counter>,
@@ -116,6 +119,8 @@ impl Metrics {
         let mut metrics = Metrics {
             registry: Registry::default(),
             connections: Gauge::default(),
+            connections_refused: Counter::default(),
+            body_bytes: Gauge::default(),
             requests: Family::default(),
             request_seconds: Family::new_with_constructor(seconds),
             accepted: Family::default(),
@@ -146,6 +151,9 @@ impl Metrics {
         let registry = self.registry.sub_registry_with_prefix("millrace");
         registry.register("build_info", "The program's version, as a label", build);
         registry.register("http_connections", "Connections open now", self.connections.clone());
+        let help = "Connections refused because there were too many";
+        registry.register("http_connections_refused", help, self.connections_refused.clone());
+        registry.register("http_body_bytes", "Bytes that the bodies in flight may take now", self.body_bytes.clone());
         registry.register("http_requests", "Requests answered", self.requests.clone());
         let help = "Time from a request's head to its answer";
         registry.register("http_request_duration_seconds", help, self.request_seconds.clone());
@@ -174,9 +182,11 @@ impl Metrics {
         registry.register("partition_halted", help, self.halted.clone());
     }
 
-    /// Connections open now.
-    pub fn connections(&self) -> &Gauge {
-        &self.connections
+    /// What the door counts: connections open now, connections refused since the start, bytes of bodies in flight.
+    pub fn door(&self, connections: usize, refused: u64, body_bytes: usize) {
+        self.connections.set(connections as i64);
+        self.connections_refused.inner().store(refused, Ordering::Relaxed);
+        self.body_bytes.set(body_bytes as i64);
     }
 
     /// The handles of one method of one route. `route` is its pattern ("none" for what matched none), so that a client
@@ -349,7 +359,7 @@ mod tests {
         route.answered(202, Duration::from_millis(3));
         route.answered(202, Duration::from_millis(3));
         route.answered(418, Duration::from_millis(3));
-        metrics.connections().inc();
+        metrics.door(1, 2, 3);
         let kind = metrics.kind("captcha");
         kind.accepted.inc_by(10);
         kind.rejected("bad_uuid", 2);
@@ -363,6 +373,8 @@ mod tests {
             "millrace_http_requests_total{route=\"/v1/events\",method=\"POST\",status=\"418\"} 1",
             "millrace_http_request_duration_seconds_count{route=\"/v1/events\",method=\"POST\"} 3",
             "millrace_http_connections 1",
+            "millrace_http_connections_refused_total 2",
+            "millrace_http_body_bytes 3",
             "millrace_events_accepted_total{kind=\"captcha\"} 10",
             "millrace_events_rejected_total{kind=\"captcha\",code=\"bad_uuid\"} 2",
             "millrace_batch_events_bucket{le=\"16.0\",kind=\"captcha\"} 1",

@@ -4,7 +4,7 @@ pub mod accepting;
 pub mod storing;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 
 use crate::config::Config;
 use crate::door;
-use crate::exchange::Endpoint;
+use crate::exchange::{Answer, Endpoint, Head};
 use crate::kinds::captcha::{Captcha, report::CaptchaReport};
 use crate::kinds::{Kind, Report};
 use crate::log::{self, LogError};
@@ -152,10 +152,11 @@ struct Wiring {
 }
 
 fn wire(program: &Arc<Program>, roles: Roles) -> Result<(), RunError> {
+    let scraped = Arc::new(Scraped { metrics: program.metrics.clone(), door: OnceLock::new() });
     let routes = door::Routes::new()
         .route("/health/live", &[("GET", Arc::new(Live(program.health.clone())))])
         .route("/health/ready", &[("GET", Arc::new(Ready(program.health.clone())))])
-        .route("/metrics", &[("GET", Arc::new(Exposition(program.metrics.clone())))]);
+        .route("/metrics", &[("GET", scraped.clone())]);
     let wiring = Wiring { routes, writers: Vec::new(), flushes: Vec::new() };
 
     // One line for each kind: everything else follows from its type.
@@ -164,6 +165,8 @@ fn wire(program: &Arc<Program>, roles: Roles) -> Result<(), RunError> {
     let Wiring { routes, writers, flushes } = wiring;
     watch_clickhouse(program)?;
     let door = listen(program, routes)?;
+    // Set here only.
+    let _ = scraped.door.set(door.gauges());
     systemd::watch(program.health.clone())?;
     systemd::ready(&format!("listening on {}", door.local_addr()));
     tracing::info!(address = %door.local_addr(), accept = roles.accept, store = roles.store, "millrace is up");
@@ -265,6 +268,21 @@ fn end(program: &Program, door: &door::Door, writers: Vec<JoinHandle<()>>, flush
         tracing::info!("ended in order");
     } else {
         tracing::warn!(answered, flushed, stored, "ended before everything was settled: the next start takes over");
+    }
+}
+
+/// `GET /metrics`: what the door counts is read when somebody asks.
+struct Scraped {
+    metrics: Arc<Metrics>,
+    door: OnceLock<door::Gauges>,
+}
+
+impl Endpoint for Scraped {
+    fn answer(&self, head: &Head<'_>, body: &mut Vec<u8>) -> Answer {
+        if let Some(door) = self.door.get() {
+            self.metrics.door(door.connections_open(), door.connections_refused(), door.body_bytes_in_flight());
+        }
+        Exposition(self.metrics.clone()).answer(head, body)
     }
 }
 

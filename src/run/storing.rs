@@ -221,7 +221,8 @@ impl Observer {
         Observer {
             kind,
             totals: metrics.kind(kind),
-            tables: ["events", "counters"].map(|table| (table, metrics.table(table))).into(),
+            // Leaked once for each table: they live as long as the program.
+            tables: ["events", "counters"].map(|table| (table, metrics.table(format!("{kind}_{table}").leak()))).into(),
             metrics: metrics.clone(),
             health: health.clone(),
             served: Mutex::default(),

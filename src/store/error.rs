@@ -25,7 +25,7 @@ pub enum Verdict {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The server's own answer: its code and its text.
-    #[error("clickhouse refused: {message} (code {code})")]
+    #[error("clickhouse refused: {message} (code {code}){}", advice(*code))]
     Refused {
         /// ClickHouse's error code.
         code: i32,
@@ -44,6 +44,15 @@ pub enum StoreError {
     /// The answer is not what was asked for: our own fault, or another version's.
     #[error("clickhouse's answer cannot be read: {0}")]
     Unreadable(String),
+}
+
+/// What to do about a code, where that is always the same.
+fn advice(code: i32) -> &'static str {
+    match code {
+        // UNKNOWN_TABLE, UNKNOWN_DATABASE.
+        60 | 81 => ": run `millrace migrate`",
+        _ => "",
+    }
 }
 
 /// Codes that pass by themselves: the server is busy, full, starting or half away.
