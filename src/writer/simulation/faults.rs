@@ -43,10 +43,7 @@ impl World {
             self.note(|| "group: rebalance".to_owned());
         }
         if self.rng.permille(faults.cuts) {
-            let connection = self.processes[w].connection;
-            if let Some(requests) = self.connections.get_mut(connection) {
-                requests.clear();
-            }
+            self.cut(w);
         }
         if self.rng.permille(faults.weeks) {
             self.cover("a week passes and the commits are forgotten");
@@ -63,6 +60,19 @@ impl World {
             let records = self.rng.between(1, 4);
             self.produce(p, records);
         }
+    }
+
+    /// A client's connection to Kafka is cut. What was sent on it is lost, or is still there to be read by Kafka beside what
+    /// comes on the next connection.
+    fn cut(&mut self, w: usize) {
+        let lost = self.rng.permille(500);
+        if let Some(requests) = self.connections.get_mut(self.processes[w].connection).filter(|_| lost) {
+            requests.clear();
+        }
+        if self.processes[w].connection != usize::MAX {
+            self.processes[w].connection = self.connect();
+        }
+        self.note(|| format!("writer {w}: its connection is cut, requests lost: {lost}"));
     }
 
     /// A writer has stood still for so long that its partitions went to others, which now die or stand still too: it goes on

@@ -14,6 +14,7 @@ mod group;
 mod log;
 mod perform;
 mod process;
+mod recovering;
 mod rng;
 mod rules;
 mod schedule;

@@ -5,17 +5,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::group::{Commit, MemberId, Refused};
+use super::group::{MemberId, Refused};
+use super::recovering::Reading;
 use super::rules::Rule;
 use super::store::{Applied, InFlight, Part, Rows};
 use super::toy::{Toy, toy_key};
 use super::world::{Faults, Request, World};
 use crate::kinds::Kind;
 use crate::writer::block::{Block, BlockBuilder};
-use crate::writer::claim::{Committed, LastCommit, Tokens};
+use crate::writer::claim::{Committed, Tokens};
 use crate::writer::halt::Place;
 use crate::writer::machine::{Insert, Machine, Outcome, Step};
-use crate::writer::recover::{Ledger, Orphans, Recovered};
 use crate::writer::seen::SeenKeys;
 
 /// One partition in the hands of one process.
@@ -35,7 +35,7 @@ pub struct Tenure {
 }
 
 /// Where the shell is.
-enum Doing {
+pub enum Doing {
     /// It asks for the next step.
     Asking,
     /// It waits until then.
@@ -56,15 +56,6 @@ enum Doing {
     Telling(Outcome),
     /// The partition stands still.
     Halted,
-}
-
-/// What was read so far of what is known.
-#[derive(Default)]
-struct Reading {
-    low: Option<i64>,
-    committed: Option<Option<Commit>>,
-    stored: Option<(Option<Ledger>, Option<Orphans>)>,
-    high: Option<i64>,
 }
 
 impl Tenure {
@@ -189,102 +180,6 @@ impl World {
             Step::InsertEvents(insert) => self.insert(p, t, insert, true),
             Step::InsertCounters(insert) => self.insert(p, t, insert, false),
             Step::Wait(_) | Step::Leave | Step::Halt(_) => unreachable!("nothing to do for {step:?}"),
-        }
-    }
-
-    /// Reads one thing that is known: the log's start, the commit, the store, the log's end.
-    fn recover(&mut self, p: usize, mut reading: Reading) -> Doing {
-        if self.rng.permille(self.setup.slow_reads) {
-            return Doing::Recovering(reading);
-        }
-        let (kafka_away, store_away) = (self.now < self.kafka_back_at, self.now < self.store_back_at);
-        let Some(newest) = self.recorded.last() else { unreachable!("a generation is always recorded") };
-        let (generation, start) = (newest.number, newest.start_offsets[p]);
-        let in_order = [reading.low.is_none(), reading.committed.is_none(), reading.stored.is_none(), true];
-        let in_order = in_order.iter().position(|missing| *missing).unwrap_or(3);
-        let log = &self.partitions[p].log;
-        match if self.obeys(Rule::OrderOfReading) { in_order } else { self.rng.below(4) as usize } {
-            2 if store_away => return Doing::Telling(Outcome::Unknown),
-            0 | 1 | 3 if kafka_away => return Doing::Telling(Outcome::Unknown),
-            0 => reading.low = Some(log.low),
-            1 => reading.committed = Some(self.group.commits[p].clone()),
-            2 => {
-                let ledger = self.store.ledger(p, generation);
-                let next = ledger.map_or(start, |ledger| ledger.next);
-                reading.stored = Some((ledger, self.store.orphans(p, generation, next)));
-            }
-            _ => reading.high = Some(log.high),
-        }
-        let Reading {
-            low: Some(log_low),
-            committed: Some(commit),
-            stored: Some((ledger, orphans)),
-            high: Some(log_high),
-        } = reading
-        else {
-            return Doing::Recovering(reading);
-        };
-        let committed = match commit {
-            None => LastCommit::read(None, ""),
-            Some((offset, metadata)) => LastCommit::read(Some(offset), &metadata),
-        };
-        let known = Recovered { generation, start, committed, ledger, orphans, log_low, log_high };
-        self.cover_recovery(&known);
-        Doing::Telling(Outcome::Recovered(self.misread(known)))
-    }
-
-    /// What is known, as a broken rule would have it.
-    fn misread(&self, mut known: Recovered) -> Recovered {
-        let next = known.ledger.map_or(known.start, |ledger| ledger.next);
-        if !self.obeys(Rule::LedgerWhenForgotten) && known.committed == LastCommit::None {
-            (known.ledger, known.orphans) = (None, None);
-        }
-        if let LastCommit::Writer(committed) = &mut known.committed {
-            if !self.obeys(Rule::GenerationOfCommit) {
-                committed.generation = known.generation;
-            }
-            if !self.obeys(Rule::PendingReplayed) {
-                committed.pending_last = None;
-            }
-            if !self.obeys(Rule::LedgerOverCommit) && committed.next < next {
-                let first = known.start;
-                known.ledger = Some(Ledger { first, next: committed.next, offsets: committed.next - first });
-                known.orphans = None;
-            }
-        }
-        if !self.obeys(Rule::OrphansKept) {
-            known.orphans = None;
-        }
-        if !self.obeys(Rule::LostLogHalts) {
-            known.log_low = known.log_low.min(next);
-        }
-        if !self.obeys(Rule::TruncatedLogHalts) {
-            known.log_high = i64::MAX;
-        }
-        known
-    }
-
-    fn cover_recovery(&mut self, known: &Recovered) {
-        let next = known.ledger.map_or(known.start, |ledger| ledger.next);
-        match (&known.committed, known.orphans) {
-            (LastCommit::None, Some(_)) => self.cover("recovery without a commit finds events without counters"),
-            (LastCommit::None, None) if known.ledger.is_some() => {
-                self.cover("recovery without a commit goes by the ledger")
-            }
-            (LastCommit::Writer(Committed { generation, .. }), _) if *generation < known.generation => {
-                self.cover("recovery finds a commit of an earlier generation");
-            }
-            (LastCommit::Writer(Committed { pending_last: Some(last), .. }), _) if last + 1 == next => {
-                self.cover("recovery finds a claim whose range is stored");
-            }
-            (LastCommit::Writer(committed), _) if committed.next < next => self.cover("recovery finds a stale commit"),
-            (LastCommit::Writer(Committed { pending_last: Some(_), .. }), Some(_)) => {
-                self.cover("recovery finds a claim with events and without counters");
-            }
-            (LastCommit::Writer(Committed { pending_last: Some(_), .. }), None) => {
-                self.cover("recovery finds a claim of which nothing is stored");
-            }
-            _ => {}
         }
     }
 
