@@ -487,7 +487,13 @@ class _OwnServer:
 class OwnKafka(_OwnServer):
     def __init__(self, folder):
         super().__init__(
-            kafka_server.Kafka(folder, port=ports.pick_free(), controller_port=ports.pick_free(), heap_mb=512)
+            kafka_server.Kafka(
+                folder,
+                port=ports.pick_free(),
+                controller_port=ports.pick_free(),
+                heap_mb=512,
+                session_ms=3000,
+            )
         )
 
     @property

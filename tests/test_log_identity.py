@@ -82,6 +82,21 @@ def test_topic_created_again_under_a_running_writer(program, space, sent):
     assert_refused(first, "was deleted and created again", "migrate --new-generation")
 
 
+def test_new_generation_under_a_running_writer(program, space, sent):
+    """It was to be stopped first: it ends, rather than go on under a generation that is over."""
+    first = program()
+    events = make_events(100)
+    sent.post_until_taken(first, events)
+    reckon(space, sent, first)
+    assert run_command(space, "migrate", "--new-generation").returncode == 0
+    assert_refused(first, "generation 2 of the log was opened while this writer stored generation 1")
+    ends = [high for _, high in space.log.watermarks(space.topic)]
+    again = program()
+    sent.post_until_taken(again, events)
+    reckon(space, sent, again, generation=2, starts=ends)
+    assert sum(read_report(again).values()) == 100
+
+
 @pytest.mark.parametrize("running", [False, True])
 def test_partitions_added(running, program, space, sent):
     """Copies of an event would no longer share a partition."""

@@ -19,11 +19,13 @@ HOST = "127.0.0.1"
 class Kafka:
     """Its data is in `kafka/` of the home folder, its log in `log/kafka.log`."""
 
-    def __init__(self, home, *, port, controller_port, heap_mb=1024):
+    def __init__(self, home, *, port, controller_port, heap_mb=1024, session_ms=6000):
         self.home = home
         self.port = port
         self.controller_port = controller_port
         self.heap_mb = heap_mb
+        # After so much silence a writer's partitions are given to others.
+        self.session_ms = session_ms
         self.log = home / "log" / "kafka.log"
         self.process = Process("kafka", home / "run")
 
@@ -130,8 +132,8 @@ class Kafka:
             "broker.heartbeat.interval.ms": 1000,
             "group.coordinator.rebalance.protocols": "classic,consumer",
             "group.initial.rebalance.delay.ms": 0,
-            # A writer that was killed gives its partitions back after 6 s and not after 45.
-            "group.consumer.session.timeout.ms": 6000,
+            # A writer that was killed gives its partitions back after seconds and not after 45.
+            "group.consumer.session.timeout.ms": self.session_ms,
             "group.consumer.min.session.timeout.ms": 1000,
             "group.consumer.heartbeat.interval.ms": 1000,
             "group.consumer.min.heartbeat.interval.ms": 500,
