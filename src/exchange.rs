@@ -17,6 +17,8 @@ pub struct Head<'a> {
     pub query: Option<&'a str>,
     /// The value of `Content-Type`; `None` when absent or empty.
     pub content_type: Option<&'a str>,
+    /// The value of `Content-Encoding`; `None` when absent, empty or `identity`.
+    pub content_encoding: Option<&'a str>,
     /// The body's length in bytes as announced (0 without one).
     pub content_length: usize,
     /// Who sent it.
@@ -80,6 +82,8 @@ pub enum Fault {
     ContentTooLarge(usize),
     /// 415 `unsupported_media_type`, with what was found.
     UnsupportedMediaType(String),
+    /// 415 `unsupported_content_encoding`, with what was found.
+    UnsupportedContentEncoding(String),
     /// 417 `expectation_failed`.
     ExpectationFailed,
     /// 431 `header_fields_too_large`.
@@ -120,6 +124,11 @@ impl Fault {
                 415,
                 "unsupported_media_type",
                 format!("expected JSON or NDJSON in UTF-8 (application/json, application/x-ndjson, or no Content-Type), found {found}").into(),
+            ),
+            Fault::UnsupportedContentEncoding(found) => (
+                415,
+                "unsupported_content_encoding",
+                format!("expected a body as it is, without Content-Encoding, found {found}").into(),
             ),
             Fault::ExpectationFailed => (417, "expectation_failed", "the only expectation known here is 100-continue".into()),
             Fault::HeaderFieldsTooLarge => {

@@ -1,5 +1,6 @@
 """POST /v1/events: every form a body may have, every rule at its edges, every answer."""
 
+import gzip
 import itertools
 import json
 import os
@@ -212,6 +213,17 @@ def test_other_media_types_are_415(program, content_type):
     message = is_error(send(program, compact(event(site_id=site)), content_type=content_type), 415, "unsupported_media_type")
     assert "application/json" in message and "application/x-ndjson" in message
     assert of_site(program, site) == (0, 0)
+
+
+def test_compressed_bodies_are_415(program):
+    site = new_id()
+    body = compact(event(site_id=site))
+    for encoding in ("gzip", "zstd", "gzip, identity", "x"):
+        answer = program.post("/v1/events", gzip.compress(body), headers={"Content-Encoding": encoding})
+        assert encoding in is_error(answer, 415, "unsupported_content_encoding")
+    for encoding in ("identity", "Identity", ""):
+        assert program.post("/v1/events", body, headers={"Content-Encoding": encoding}).status == 202
+    becomes(program, site, 1)
 
 
 # Nothing, and what is no JSON.

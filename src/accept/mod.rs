@@ -133,6 +133,7 @@ impl<K: Kind> Acceptor<K> {
 impl<K: Kind> Endpoint for Acceptor<K> {
     fn admit(&self, head: &Head<'_>) -> Result<(), Fault> {
         media::check(head.content_type)?;
+        media::check_encoding(head.content_encoding)?;
         query_string::none(head.query).map_err(Fault::BadParameter)?;
         (self.overload)()
     }

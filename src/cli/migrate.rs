@@ -14,8 +14,10 @@ use crate::log::topics::{Admin, Cluster, Made};
 use crate::store::Store;
 use crate::store::migrate;
 
-/// How long Kafka may take to answer, or to make a topic.
-const KAFKA_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long Kafka may take to answer.
+const KAFKA_ANSWER_MAX: Duration = Duration::from_secs(5);
+/// How long Kafka may take to make a topic.
+const KAFKA_MAKE_MAX: Duration = Duration::from_secs(15);
 
 /// Make the topic and the tables, or bring them up to date.
 ///
@@ -75,12 +77,12 @@ impl Migrate {
         }
         for kind in ALL {
             let topic = loaded.config.kafka.topic(kind.kind);
-            let before = admin.describe(&topic, KAFKA_TIMEOUT)?;
+            let before = admin.describe(&topic, KAFKA_ANSWER_MAX)?;
             if self.dry_run || before.topic.is_some() {
                 out::line(describe(&topic, &before, loaded));
                 continue;
             }
-            let made = admin.make(&topic, KAFKA_TIMEOUT).await?;
+            let made = admin.make(&topic, KAFKA_MAKE_MAX).await?;
             let partitions = loaded.config.kafka.partitions;
             out::line(match made {
                 Made::Created => format!("created the topic {topic} with {partitions} partitions"),

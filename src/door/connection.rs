@@ -380,6 +380,7 @@ struct Parts {
     path_end: usize,
     query_end: Option<usize>,
     content_type_end: Option<usize>,
+    content_encoding_end: Option<usize>,
 }
 
 impl Parts {
@@ -394,16 +395,19 @@ impl Parts {
             path_end: push(frame.path),
             query_end: frame.query.map(&mut push),
             content_type_end: frame.content_type.map(&mut push),
+            content_encoding_end: frame.content_encoding.map(&mut push),
         }
     }
 
     fn head<'a>(&self, text: &'a str, content_length: usize, peer: std::net::SocketAddr) -> Head<'a> {
         let query_end = self.query_end.unwrap_or(self.path_end);
+        let content_type_end = self.content_type_end.unwrap_or(query_end);
         Head {
             method: &text[..self.method_end],
             path: &text[self.method_end..self.path_end],
             query: self.query_end.map(|end| &text[self.path_end..end]),
             content_type: self.content_type_end.map(|end| &text[query_end..end]),
+            content_encoding: self.content_encoding_end.map(|end| &text[content_type_end..end]),
             content_length,
             peer,
         }

@@ -17,6 +17,8 @@ pub(super) struct Frame<'a> {
     pub query: Option<&'a str>,
     /// The value of `Content-Type`; `None` when absent or empty.
     pub content_type: Option<&'a str>,
+    /// The value of `Content-Encoding`; `None` when absent, empty or `identity`.
+    pub content_encoding: Option<&'a str>,
     /// The length of the body.
     pub content_length: usize,
     /// The client waits for `100 Continue`.
@@ -39,6 +41,7 @@ pub(super) fn examine<'a>(
         path: target,
         query: None,
         content_type: None,
+        content_encoding: None,
         content_length: 0,
         expects_continue: false,
         keep_alive: !old,
@@ -104,6 +107,12 @@ impl Seen {
                 match length(value) {
                     Some(n) => frame.content_length = n,
                     None => self.length_invalid = true,
+                }
+            }
+            16 if name.eq_ignore_ascii_case("content-encoding") => {
+                let text = std::str::from_utf8(value).unwrap_or("(not text)");
+                if frame.content_encoding.is_none() && !text.is_empty() && !text.eq_ignore_ascii_case("identity") {
+                    frame.content_encoding = Some(text);
                 }
             }
             17 if name.eq_ignore_ascii_case("transfer-encoding") => self.transfer_encoding = true,

@@ -157,8 +157,15 @@ mod tests {
 
     fn ask(routes: &Routes, method: &str, path: &str) -> (String, Result<String, Fault>) {
         let (label, found) = routes.find(method, path);
-        let head =
-            Head { method, path, query: None, content_type: None, content_length: 0, peer: ([127, 0, 0, 1], 1).into() };
+        let head = Head {
+            method,
+            path,
+            query: None,
+            content_type: None,
+            content_encoding: None,
+            content_length: 0,
+            peer: ([127, 0, 0, 1], 1).into(),
+        };
         let text = found.map(|e| String::from_utf8_lossy(&e.answer(&head, &mut Vec::new()).body).into_owned());
         (label.to_owned(), text)
     }
