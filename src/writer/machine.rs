@@ -12,7 +12,7 @@
 //!
 //! - A range is claimed in Kafka before anything of it is inserted, and no other range is claimed before its events and
 //!   counters are stored. So at any time at most one range of a partition is unfinished, and its claim says which.
-//! - A claim is only accepted from a member of the group, so that an accepted claim proves ownership.
+//! - An accepted claim proves ownership, as long as the membership that it was made under is unbroken.
 //! - An insert whose outcome is unknown is repeated under the same token. It is given up when the claim, or for a
 //!   replayed range what was read of the store before it, is older than [`Limits::claim_age_max`]: the store may forget
 //!   tokens after that.
