@@ -9,6 +9,8 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use super::socket;
+
 /// An address that nobody else can have while this lives.
 pub(super) struct Reservation {
     _socket: OwnedFd,
@@ -25,13 +27,8 @@ impl Reservation {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: `fd` was just opened and belongs to nobody else.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        let yes: libc::c_int = 1;
-        // SAFETY: the option's value is one int that outlives the call.
-        check(unsafe {
-            let size = size_of_val(&yes) as libc::socklen_t;
-            libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, (&raw const yes).cast(), size)
-        })?;
+        let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+        socket::set(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, &(1 as libc::c_int))?;
         match address {
             SocketAddr::V4(v4) => {
                 let name = libc::sockaddr_in {
@@ -56,7 +53,7 @@ impl Reservation {
             }
         }
         // The address with its port: std reads it from any socket, a listener or not.
-        let named = TcpListener::from(socket);
+        let named = TcpListener::from(owned);
         let address = named.local_addr()?;
         debug_assert!(named.as_raw_fd() == fd);
         Ok(Reservation { _socket: OwnedFd::from(named), address })

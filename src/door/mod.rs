@@ -18,10 +18,14 @@
 mod answers;
 mod body;
 mod connection;
+mod ending;
+mod first;
 mod frame;
 mod listen;
 mod options;
+mod request;
 mod routes;
+mod socket;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -137,10 +141,18 @@ impl HttpServiceFactory for Factory {
             shared.refused.fetch_add(1, Ordering::Relaxed);
             refuse(shared, id, too_many);
         }
+        let first = match &wire {
+            Some(wire) if !refused => first::copy(wire.number()),
+            _ => Box::default(),
+        };
         if wire.is_some() {
             shared.newcomers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&watched));
         }
-        let connection = Connection::new(Arc::clone(shared), watched, wire, refused);
+        let connection = if refused {
+            Connection::refused(Arc::clone(shared), watched, wire)
+        } else {
+            Connection::new(Arc::clone(shared), watched, wire, first)
+        };
         if too_many {
             // Accepting pauses, so that those that were told to go can, and so that running out of descriptors does
             // not become an endless loop of failing accepts.
@@ -162,8 +174,8 @@ fn refuse(shared: &Shared, id: usize, at_once: bool) {
     answers::head(&mut bytes, answer.status, answer.body.len(), &mut answers::Date::default(), &fields);
     bytes.extend_from_slice(&answer.body);
     // A new connection has room for this; where not, it is closed without.
-    let _ = wire::send_now(fd, &bytes, false);
-    wire::shut(fd, if at_once { Shutdown::Both } else { Shutdown::Write });
+    let _ = socket::send(fd, &bytes, false);
+    socket::shut(fd, if at_once { Shutdown::Both } else { Shutdown::Write });
     shared.observer.answered(&Answered {
         route: "-",
         method: "-",
@@ -209,6 +221,11 @@ pub fn start(options: &Options, routes: Routes, observer: impl Observer) -> io::
     let address = reservation.address();
     let accepting = Factory(Arc::clone(&shared)).start(address).map_err(naming)?;
     drop(reservation);
+    match first::defer_accepting(address) {
+        Ok(true) => {}
+        Ok(false) => tracing::warn!("the listener was not found: clients that close their side at once may get a 400"),
+        Err(error) => tracing::warn!(%error, "accepting cannot be deferred until the first bytes have arrived"),
+    }
     let watching = Arc::clone(&shared);
     let watch = thread::Builder::new().name("door-watch".to_owned()).spawn(move || watch_all(&watching))?;
     Ok(Door { shared, address, accepting: Mutex::new(Some(accepting)), watch: Some(watch) })
@@ -325,6 +342,7 @@ impl Gauges {
 /// 2% of a core (a look costs some 1 us). What a client can make the server buffer in one head is what it can send
 /// between two looks.
 const LOOK_EVERY_MIN: Duration = Duration::from_millis(20);
+const LOOK_EVERY_IDLE: Duration = Duration::from_millis(100);
 const LOOK_EVERY_MAX: Duration = Duration::from_secs(1);
 const LOOK_EVERY_PER_CONNECTION: Duration = Duration::from_micros(50);
 
@@ -336,6 +354,8 @@ fn watch_all(shared: &Shared) {
         let connections_now = u32::try_from(connections.len()).unwrap_or(u32::MAX);
         let every = if draining {
             LOOK_EVERY_MIN
+        } else if connections.is_empty() {
+            LOOK_EVERY_IDLE
         } else {
             LOOK_EVERY_PER_CONNECTION.saturating_mul(connections_now).clamp(LOOK_EVERY_MIN, LOOK_EVERY_MAX)
         };

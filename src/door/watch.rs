@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::options::Limits;
-use super::wire::{self, Counts};
+use super::socket::{self, Counts};
 
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +96,8 @@ pub(super) struct Watched {
     /// A count of changes and, in the lowest three bits, the phase.
     word: AtomicU64,
     reason: AtomicU8,
+    /// Bytes of answers given to the server, or written by the connection itself.
+    given: AtomicU64,
     descriptor: Mutex<Option<RawFd>>,
     opened: Instant,
 }
@@ -105,6 +107,7 @@ impl Watched {
         Watched {
             word: AtomicU64::new(phase as u64),
             reason: AtomicU8::new(0),
+            given: AtomicU64::new(0),
             descriptor: Mutex::new(Some(descriptor)),
             opened: Instant::now(),
         }
@@ -114,6 +117,12 @@ impl Watched {
     pub fn enter(&self, phase: Phase) -> Phase {
         let next = (self.word.load(Ordering::Relaxed) | 7) + 1 + phase as u64;
         Phase::of(self.word.swap(next, Ordering::AcqRel))
+    }
+
+    /// Waits for the next request, and for the server to write the answers that it was given: `given` bytes so far.
+    pub fn rest(&self, given: u64) {
+        self.given.store(given, Ordering::Relaxed);
+        self.enter(Phase::Idle);
     }
 
     /// Why the connection was cut, if it was.
@@ -134,7 +143,8 @@ impl Watched {
     /// Ends it at once, whatever it does.
     pub fn kill(&self) {
         if let Some(fd) = *self.descriptor.lock().unwrap_or_else(PoisonError::into_inner) {
-            wire::shut(fd, std::net::Shutdown::Both);
+            socket::reset_on_close(fd);
+            socket::shut(fd, std::net::Shutdown::Both);
         }
     }
 }
@@ -166,6 +176,8 @@ pub(super) struct Sample {
     pub unread: u64,
     /// Written and not acknowledged yet.
     pub unacknowledged: u64,
+    /// Given to the server and not written yet.
+    pub unwritten: u64,
 }
 
 impl Memory {
@@ -230,7 +242,8 @@ impl Memory {
                 if stalled {
                     return Some(Reason::WriteStalled);
                 }
-                let quiet = !fresh && arrived == 0 && sample.unread == 0 && sample.unacknowledged == 0;
+                let quiet =
+                    !fresh && arrived == 0 && sample.unread == 0 && sample.unacknowledged + sample.unwritten == 0;
                 if draining && quiet {
                     return Some(Reason::Draining);
                 }
@@ -277,22 +290,25 @@ pub(super) fn look(
     match Phase::of(word) {
         Phase::Busy => {}
         Phase::Cut => {
-            let received = wire::counts(fd).map_or(0, |counts| counts.received);
+            let received = socket::counts(fd).map_or(0, |counts| counts.received);
             if memory.word != word {
                 (memory.word, memory.since, memory.received) = (word, now, received);
             } else if now.saturating_duration_since(memory.since) >= CUT_PATIENCE
                 || received.saturating_sub(memory.received) > CUT_BYTES
             {
-                wire::shut(fd, std::net::Shutdown::Both);
+                socket::shut(fd, std::net::Shutdown::Both);
             }
         }
         _ => {
-            let Some(counts) = wire::counts(fd) else { return true };
-            let sample = Sample {
-                counts,
-                unread: wire::unread(fd).unwrap_or(0),
-                unacknowledged: wire::unacknowledged(fd).unwrap_or(0),
-            };
+            let Some(counts) = socket::counts(fd) else { return true };
+            // Where nothing came since the last look, nothing has become unread: one question less for all the idle.
+            let quiet = memory.word == word && memory.received == counts.received;
+            let unread = if quiet { 0 } else { socket::unread(fd).unwrap_or(0) };
+            // Asked after the acknowledged, so what moves from one to the other is missed, never counted twice.
+            let unacknowledged = socket::unacknowledged(fd).unwrap_or(0);
+            let given = watched.given.load(Ordering::Relaxed);
+            let unwritten = given.saturating_sub(counts.acknowledged + unacknowledged);
+            let sample = Sample { counts, unread, unacknowledged, unwritten };
             if let Some(reason) = memory.judge(word, sample, now, limits, draining) {
                 cut(watched, fd, word, reason);
             }
@@ -306,7 +322,10 @@ fn cut(watched: &Watched, fd: RawFd, word: u64, reason: Reason) {
     watched.reason.store(reason as u8, Ordering::Release);
     let cut = (word | 7) - 7 + Phase::Cut as u64;
     if watched.word.compare_exchange(word, cut, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        if reason == Reason::WriteStalled {
+            socket::reset_on_close(fd);
+        }
         let how = if reason.can_answer() { std::net::Shutdown::Read } else { std::net::Shutdown::Both };
-        wire::shut(fd, how);
+        socket::shut(fd, how);
     }
 }

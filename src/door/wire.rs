@@ -12,10 +12,13 @@
 //! writing them again.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use may::io::{CoIo, WaitIo};
+
+use super::socket;
 
 /// Shadows grow to this before the kernel is asked whether they can go: about 60 answers to single events.
 const SHADOW_BYTES: usize = 16 << 10;
@@ -40,17 +43,6 @@ impl AsRawFd for Number {
     fn as_raw_fd(&self) -> RawFd {
         self.0
     }
-}
-
-/// What the kernel counted on a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Counts {
-    /// Bytes that arrived, read or not; a FIN counts as one.
-    pub received: u64,
-    /// Bytes that the peer acknowledged.
-    pub acknowledged: u64,
-    /// The connection is gone in both directions.
-    pub closed: bool,
 }
 
 impl Wire {
@@ -81,6 +73,11 @@ impl Wire {
         self.given += (self.shadow.len() - before) as u64;
     }
 
+    /// Bytes given to the server or written here, since the connection began.
+    pub fn given(&self) -> u64 {
+        self.given
+    }
+
     /// Forgets what has left, now and then, and says how many bytes may still be in the server's buffer.
     pub fn settle(&mut self) -> usize {
         if self.shadow.len() >= SHADOW_BYTES { self.pending() } else { self.shadow.len() }
@@ -90,7 +87,7 @@ impl Wire {
     /// taken to have written all, which is true for every client that waits for its answers.
     pub fn pending(&mut self) -> usize {
         if !self.shadow.is_empty() {
-            let pending = written(self.number()).map_or(0, |written| self.given.saturating_sub(written));
+            let pending = socket::written(self.number()).map_or(0, |written| self.given.saturating_sub(written));
             let keep = usize::try_from(pending).unwrap_or(usize::MAX).min(self.shadow.len());
             self.shadow.drain(..self.shadow.len() - keep);
             self.shadow.shrink_to(SHADOW_BYTES * 4);
@@ -125,7 +122,7 @@ impl Wire {
 
     fn write(&mut self, mut bytes: &[u8], more: bool) -> io::Result<()> {
         while !bytes.is_empty() {
-            match send_now(self.number(), bytes, more) {
+            match socket::send(self.number(), bytes, more) {
                 Ok(n) => bytes = &bytes[n..],
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.wait()?,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -137,23 +134,17 @@ impl Wire {
 
     /// Appends up to `wanted` bytes, waiting for the first of them; 0 at the end. `wanted` must fit the capacity.
     pub fn receive(&mut self, into: &mut Vec<u8>, wanted: usize) -> io::Result<usize> {
-        let spare = into.spare_capacity_mut();
-        let wanted = wanted.min(spare.len());
-        let start = spare.as_mut_ptr();
+        let wanted = wanted.min(into.capacity() - into.len());
         loop {
-            // SAFETY: `start` is the beginning of at least `wanted` bytes of spare capacity, which nothing else
-            // refers to while the call runs.
-            let n = unsafe { libc::recv(self.number(), start.cast(), wanted, libc::MSG_DONTWAIT) };
-            if let Ok(n) = usize::try_from(n) {
-                // SAFETY: the kernel has initialised the first `n` bytes of the spare capacity.
-                unsafe { into.set_len(into.len() + n) };
-                return Ok(n);
-            }
-            let e = io::Error::last_os_error();
-            match e.kind() {
-                io::ErrorKind::WouldBlock => self.wait()?,
-                io::ErrorKind::Interrupted => {}
-                _ => return Err(e),
+            match socket::receive(self.number(), &mut into.spare_capacity_mut()[..wanted]) {
+                Ok(n) => {
+                    // SAFETY: that many bytes of the spare capacity have just been initialised.
+                    unsafe { into.set_len(into.len() + n) };
+                    return Ok(n);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.wait()?,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
             }
         }
     }
@@ -170,18 +161,13 @@ impl Wire {
         Ok(())
     }
 
-    /// Makes the kernel announce once more what lies unread, or that the peer has ended.
+    /// Announces to the server's loop what lies behind a body that was read.
     ///
     /// Readiness is announced once, when bytes arrive. While a body is read, the server's `TcpStream::read` (which its
     /// `BodyReader` uses) forgets announcements that belong to bytes or an end behind the body, and then its loop waits
-    /// for one that never comes. Setting `SO_RCVLOWAT` to what it is anyway announces them again (Linux 4.18).
+    /// for one that never comes.
     pub fn announce_again(&self) {
-        let one: libc::c_int = 1;
-        // SAFETY: the option's value is one int that outlives the call.
-        unsafe {
-            let size = size_of_val(&one) as libc::socklen_t;
-            libc::setsockopt(self.number(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, (&raw const one).cast(), size);
-        }
+        socket::announce_again(self.number());
     }
 
     /// Ends the sending side: nothing written to either descriptor leaves after this.
@@ -190,108 +176,41 @@ impl Wire {
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 
-    /// Reads on for up to `bytes_max` bytes and throws them away, until the peer ends.
-    pub fn discard(&mut self, bytes_max: usize) {
+    /// Reads on and throws away until nothing more is to come, or until it was `bytes_max` bytes: then it returns false.
+    pub fn discard(&mut self, bytes_max: usize) -> bool {
         let mut scrap = Vec::with_capacity(16 << 10);
         let mut left = bytes_max;
         while left > 0 {
             scrap.clear();
             match self.receive(&mut scrap, left.min(16 << 10)) {
                 Ok(n) if n > 0 => left -= n,
-                _ => return,
+                _ => return true,
             }
         }
+        false
+    }
+
+    /// The peer has ended its side, or is gone.
+    pub fn is_ended(&self) -> bool {
+        socket::counts(self.number()).is_none_or(|counts| counts.ended)
     }
 
     /// The peer has got everything that was written, or nothing more can reach it.
     pub fn is_acknowledged(&self) -> bool {
-        unacknowledged(self.number()).unwrap_or(0) == 0 || counts(self.number()).is_none_or(|counts| counts.closed)
+        socket::unacknowledged(self.number()).unwrap_or(0) == 0
+            || socket::counts(self.number()).is_none_or(|counts| counts.closed)
     }
 
     /// What can be read right now: `Ok(true)` when something, `Ok(false)` when nothing yet, an error of the kind
     /// `UnexpectedEof` when the peer has ended.
     pub fn peek(&self) -> io::Result<bool> {
-        let mut byte = 0u8;
-        // SAFETY: `byte` is one writable byte that outlives the call.
-        let n = unsafe { libc::recv(self.number(), (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
-        match n {
-            1.. => Ok(true),
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => {
-                let e = io::Error::last_os_error();
-                if e.kind() == io::ErrorKind::WouldBlock { Ok(false) } else { Err(e) }
-            }
+        match socket::peek(self.number(), &mut [MaybeUninit::uninit()]) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(e) => Err(e),
         }
     }
-}
-
-/// Writes what fits into the kernel's buffer now.
-pub(super) fn send_now(fd: RawFd, bytes: &[u8], more: bool) -> io::Result<usize> {
-    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | if more { libc::MSG_MORE } else { 0 };
-    // SAFETY: the pointer and length are those of a live slice; a descriptor that is not open is an error, no more.
-    let n = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
-    usize::try_from(n).map_err(|_| io::Error::last_os_error())
-}
-
-/// Shuts a connection down, whoever owns its descriptors.
-pub(super) fn shut(fd: RawFd, how: Shutdown) {
-    let how = match how {
-        Shutdown::Read => libc::SHUT_RD,
-        Shutdown::Write => libc::SHUT_WR,
-        Shutdown::Both => libc::SHUT_RDWR,
-    };
-    // SAFETY: takes no pointer; a descriptor that is not open is an error, no more.
-    unsafe { libc::shutdown(fd, how) };
-}
-
-/// Asks the kernel for its counts; `None` before Linux 4.1, or where it is no TCP connection.
-pub(super) fn counts(fd: RawFd) -> Option<Counts> {
-    // The head of `struct tcp_info` (linux/tcp.h): 8 bytes of which the first is the state, 24 u32, then as u64
-    // pacing_rate, max_pacing_rate, bytes_acked and bytes_received, which are the 16th and 17th word of 8 bytes.
-    const CLOSED: u8 = 7;
-    let mut words = [0u64; 17];
-    let size = size_of_val(&words);
-    let mut length = libc::socklen_t::try_from(size).ok()?;
-    // SAFETY: `words` has `length` writable bytes, and any bytes are valid in it; both outlive the call.
-    let failed =
-        unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, words.as_mut_ptr().cast(), &raw mut length) };
-    if failed != 0 || (length as usize) < size {
-        return None;
-    }
-    let closed = words[0].to_ne_bytes()[0] == CLOSED;
-    Some(Counts { acknowledged: words[15], received: words[16], closed })
-}
-
-/// Bytes that lie in the kernel and have not been acknowledged by the peer.
-pub(super) fn unacknowledged(fd: RawFd) -> Option<u64> {
-    queued(fd, libc::TIOCOUTQ)
-}
-
-/// Bytes that lie in the kernel and have not been read.
-pub(super) fn unread(fd: RawFd) -> Option<u64> {
-    queued(fd, libc::FIONREAD)
-}
-
-fn queued(fd: RawFd, request: libc::Ioctl) -> Option<u64> {
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: both requests (SIOCOUTQ has the number of TIOCOUTQ) write one int, which outlives the call.
-    let failed = unsafe { libc::ioctl(fd, request, &raw mut bytes) };
-    if failed == 0 { u64::try_from(bytes).ok() } else { None }
-}
-
-/// Bytes written to the connection so far. Acknowledgements move bytes from one count to the other while they are
-/// being read, so they are read until none came in between; each such round means progress of at most what is queued.
-fn written(fd: RawFd) -> Option<u64> {
-    let mut before = counts(fd)?.acknowledged;
-    for _ in 0..10_000 {
-        let queued = unacknowledged(fd)?;
-        let after = counts(fd)?.acknowledged;
-        if before == after {
-            return Some(after + queued);
-        }
-        before = after;
-    }
-    None
 }
 
 #[cfg(test)]
@@ -299,42 +218,11 @@ mod tests {
     use super::*;
     use std::io::{Read, Write};
     use std::net::TcpListener;
-    use std::time::{Duration, Instant};
 
     fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let client = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
         (client, listener.accept().expect("accept").0)
-    }
-
-    fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !holds() {
-            assert!(Instant::now() < deadline, "not in time: {what}");
-            std::thread::yield_now();
-        }
-    }
-
-    #[test]
-    fn the_kernel_counts_every_byte_that_was_written_and_received() {
-        let (mut client, server) = pair();
-        let fd = server.as_raw_fd();
-        assert_eq!(written(fd), Some(0));
-        let mut total = 0;
-        for size in [1, 100, 70_000] {
-            (&server).write_all(&vec![b'x'; size]).expect("write");
-            total += size as u64;
-            assert_eq!(written(fd), Some(total));
-        }
-        client.read_exact(&mut vec![0; 70_101]).expect("read");
-        eventually("all acknowledged", || unacknowledged(fd) == Some(0));
-        assert_eq!(written(fd), Some(total));
-
-        client.write_all(b"hello").expect("write");
-        eventually("5 bytes received", || counts(fd).map(|c| c.received) == Some(5));
-        assert_eq!(unread(fd), Some(5));
-        client.shutdown(Shutdown::Write).expect("shutdown");
-        eventually("a FIN counts as one", || counts(fd).map(|c| c.received) == Some(6));
     }
 
     #[test]

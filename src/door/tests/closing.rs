@@ -142,9 +142,44 @@ fn a_client_that_has_closed_its_side_is_answered() {
     client.finish();
     assert_eq!(client.reply().json()["length"].as_u64(), Some(100_000));
     client.expect_end();
-    // When the request and the end come at the same time it is served, or told what to do.
+    // When the request and the end come together on a new connection.
+    for length in [0, 100, 20_000, 1_000_000] {
+        for _ in 0..20 {
+            let mut client = house.knock();
+            client.send(get(&format!("/big?{length}")));
+            client.finish();
+            let reply = client.reply();
+            assert_eq!((reply.status, reply.body.len()), (200, length));
+            client.expect_end();
+        }
+    }
+    for length in [10, 10_000, 15_000, 100_000, 1_000_000] {
+        let mut client = house.knock();
+        client.send(post("/echo", &"x".repeat(length)));
+        client.finish();
+        let reply = client.reply();
+        assert_eq!((reply.status, reply.json()["length"].as_u64()), (202, Some(length as u64)), "{length}");
+        client.expect_end();
+    }
+    for (bytes, status) in [
+        (post("/echo", "x").replace(": 1", ": 2"), 400),
+        (post("/nowhere", "x"), 404),
+        ("GET /echo HTTP/1.1\r\n\r\n".to_owned(), 400),
+        ("nonsense\r\n\r\n".to_owned(), 400),
+        ("GET /ec".to_owned(), 400),
+        (get("/echo").replace("\r\n\r\n", &("\r\nA: b".repeat(17) + "\r\n\r\n")), 431),
+    ] {
+        let mut client = house.knock();
+        client.send(&bytes);
+        client.finish();
+        assert_eq!(client.reply().status, status, "{bytes:?}");
+        client.expect_end();
+    }
+    // Together with a further request it is served, or told what to do.
     for _ in 0..50 {
         let mut client = house.knock();
+        client.send(get("/echo"));
+        assert_eq!(client.reply().status, 202);
         client.send(get("/big?20000"));
         client.finish();
         let reply = client.reply();

@@ -41,6 +41,7 @@ fn draining_answers_what_is_in_flight_and_closes_the_rest() {
     idle.send(get("/echo"));
     assert_eq!(idle.reply().status, 202);
     let mut silent = house.knock();
+    eventually("a silent connection is accepted too", || house.door.gauges().connections_open() == 2);
     let mut waiting = house.knock();
     waiting.send(get("/gate"));
     eventually("it waits", || house.gate.waiting.load(Ordering::SeqCst) == 1);
