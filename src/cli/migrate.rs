@@ -108,7 +108,7 @@ fn describe(topic: &str, cluster: &Cluster, loaded: &Loaded) -> String {
 /// Opens a new generation of the log and says where it starts.
 fn open_generation(loaded: &Loaded) -> ExitCode {
     let topic = loaded.config.kafka.topic(Captcha::NAME);
-    match crate::run::storing::open_generation::<Captcha>(&loaded.config, &topic) {
+    match crate::run::recognise::open_generation::<Captcha>(&loaded.config, &topic) {
         Ok(opened) => {
             let (number, starts) = (opened.number, opened.start_offsets);
             out::line(format!("opened generation {number} of {topic}, which starts at offsets {starts:?}"));

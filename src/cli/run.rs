@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::{FAILED, out};
 use crate::config::Loaded;
+use crate::observe::logs;
 use crate::run::Roles;
 use crate::shutdown::Shutdown;
 
@@ -37,6 +38,9 @@ impl Run {
 
 /// Runs the program until it is told to end.
 pub fn execute(loaded: &Loaded, roles: Roles) -> ExitCode {
+    if let Err(error) = logs::capture_stderr() {
+        tracing::warn!(%error, "what libraries write to stderr stays out of the log");
+    }
     let shutdown = Shutdown::new();
     if let Err(error) = shutdown.on_signals() {
         out::error(format!("signals cannot be taken: {error}"));

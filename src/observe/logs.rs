@@ -4,10 +4,12 @@
 //! must not block on a slow terminal or journal. When the queue is full lines are dropped and counted, and the count is
 //! logged. librdkafka's messages come in through the `rdkafka` crate (target `librdkafka`).
 
-use std::io::{self, IsTerminal, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use tracing_subscriber::EnvFilter;
@@ -19,6 +21,10 @@ use crate::config::{Log, LogFormat};
 const LINES_QUEUED_MAX: usize = 4_096;
 /// Lines that are written by one call.
 const WRITE_BYTES: usize = 64 * 1024;
+/// Lines of others on stderr that are logged each second: a panic with its backtrace has some fifty.
+const STDERR_LINES_PER_SECOND_MAX: u32 = 100;
+/// A longer line on stderr is cut in two.
+const STDERR_LINE_BYTES_MAX: u64 = 8 * 1024;
 /// What libraries may say unless the configuration names them: their spans and connections are noise.
 const LIBRARIES: &str = "clickhouse=warn,hyper=warn,hyper_util=warn,may=warn";
 
@@ -51,7 +57,10 @@ pub fn init(config: &Log) -> LogGuard {
     if QUEUE.set(sender).is_err() {
         return LogGuard(());
     }
-    let writing = std::thread::Builder::new().name("log".into()).spawn(move || write(&receiver, io::stderr(), json));
+    // A descriptor of our own, which stays when [`capture_stderr`] takes the standard one.
+    let writing = io::stderr().as_fd().try_clone_to_owned().and_then(|own| {
+        std::thread::Builder::new().name("log".into()).spawn(move || write(&receiver, File::from(own), json))
+    });
     if let Err(error) = writing {
         let _ = writeln!(io::stderr(), "no thread to write the log: {error}");
     }
@@ -65,6 +74,43 @@ pub fn init(config: &Log) -> LogGuard {
         let _ = lines.with_ansi(io::stderr().is_terminal()).try_init();
     }
     LogGuard(())
+}
+
+/// Makes every line that a library or a panic writes to stderr a line of the log, at a bounded rate: may_minihttp writes one
+/// for each malformed request, which nobody asked for.
+pub fn capture_stderr() -> io::Result<()> {
+    let (reader, writer) = io::pipe()?;
+    // SAFETY: both descriptors are open; dup2 closes what stderr was (the log has a descriptor of its own) and touches no
+    // memory. The standard streams are never closed by Rust, so nobody owns descriptor 2.
+    if unsafe { libc::dup2(writer.as_raw_fd(), libc::STDERR_FILENO) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    std::thread::Builder::new().name("stderr".into()).spawn(move || log_lines(BufReader::new(reader)))?;
+    Ok(())
+}
+
+/// Logs lines, so many each second.
+fn log_lines(mut lines: impl BufRead) {
+    let (mut second, mut logged, mut left_out) = (Instant::now(), 0, 0_u64);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        // Bounded, so that a line without an end is cut.
+        match lines.by_ref().take(STDERR_LINE_BYTES_MAX).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        if second.elapsed() >= Duration::from_secs(1) {
+            (second, logged) = (Instant::now(), 0);
+        }
+        logged += 1;
+        if logged > STDERR_LINES_PER_SECOND_MAX {
+            left_out += 1;
+            continue;
+        }
+        tracing::warn!(target: "stderr", left_out, "{}", String::from_utf8_lossy(line.trim_ascii_end()));
+        left_out = 0;
+    }
 }
 
 /// Waits until what was logged has been written, at most `timeout`.

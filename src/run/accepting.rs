@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::storing::{Unknown, recognise};
+use super::recognise::{Unknown, recognise};
 use super::{Program, RunError};
 use crate::accept::{AcceptObserver, AcceptOptions, Acceptor, LogRejects};
 use crate::batch::{self, Batch, Inlet, Options};

@@ -5,17 +5,13 @@ use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::runtime::Handle;
-
+use super::recognise::{Unknown, recognise};
 use super::{Program, RunError};
-use crate::config::Config;
 use crate::kinds::Kind;
-use crate::log::topic::{Inspector, LogFacts};
+use crate::log::topic::Inspector;
 use crate::observe::health::{Condition, Duty, Health};
 use crate::observe::metrics::{KindMetrics, Metrics, PartitionMetrics, TableMetrics};
-use crate::store::Store;
-use crate::store::stored::LogRow;
-use crate::writer::identity::{self, Decision, Generation, Log, Stored, decide};
+use crate::writer::identity::Generation;
 use crate::writer::worker::Tools;
 use crate::writer::{WriterObserver, members};
 
@@ -24,14 +20,6 @@ type Recognition = Arc<dyn Fn(Instant) -> Result<(), String> + Send + Sync>;
 
 /// The pause before Kafka or ClickHouse is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-
-/// Why the log's identity is not known (yet).
-pub enum Unknown {
-    /// Kafka or ClickHouse is away, or the schema is not there: it passes.
-    NotYet(String),
-    /// It is another log than the recorded one: it does not pass.
-    Refused(String),
-}
 
 /// Stores a kind until the program ends. Blocks.
 pub fn store_kind<K: Kind>(program: &Arc<Program>, topic: &str) -> Result<(), RunError> {
@@ -116,84 +104,6 @@ fn recognition<K: Kind>(program: Arc<Program>, inspector: Arc<Inspector>, log: A
         }
         Err(refused)
     })
-}
-
-/// Compares the log with what is recorded of it; records the first generation.
-pub fn recognise<K: Kind>(
-    inspector: &Inspector,
-    store: &Store,
-    runtime: &Handle,
-    topic: &str,
-) -> Result<Generation, Unknown> {
-    let not_yet = |error: &dyn std::fmt::Display| Unknown::NotYet(error.to_string());
-    let log = log_of(inspector.facts(topic).map_err(|error| not_yet(&error))?);
-    let mut recorded = generations::<K>(store, runtime)?;
-    if let Decision::First(first) = decide(&recorded, &log) {
-        runtime.block_on(store.open_log::<K>(&row_of(&first))).map_err(|error| not_yet(&error))?;
-        tracing::info!(topic, cluster = first.cluster_id, topic_id = first.topic_id, "recorded the log");
-        // Another writer may have come first: what is recorded counts.
-        recorded = generations::<K>(store, runtime)?;
-    }
-    match decide(&recorded, &log) {
-        Decision::Known(number) => recorded
-            .into_iter()
-            .find(|generation| generation.number == number)
-            .ok_or_else(|| not_yet(&"the generation that was just read is gone")),
-        Decision::First(_) => Err(not_yet(&"the log's generation was recorded, but is not there")),
-        Decision::Refuse(reason) => Err(Unknown::Refused(reason)),
-    }
-}
-
-fn generations<K: Kind>(store: &Store, runtime: &Handle) -> Result<Vec<Generation>, Unknown> {
-    let rows = runtime.block_on(store.logs::<K>()).map_err(|error| Unknown::NotYet(error.to_string()))?;
-    Ok(rows.into_iter().map(generation_of).collect())
-}
-
-/// Records a new generation of the log, with every writer stopped: see [`identity::open`]. Blocks.
-pub fn open_generation<K: Kind>(config: &Config, topic: &str) -> Result<Generation, Box<dyn std::error::Error>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let store = Store::new(&config.clickhouse);
-    let log = log_of(Inspector::new(&super::log_options(config))?.facts(topic)?);
-    let recorded: Vec<_> = runtime.block_on(store.logs::<K>())?.into_iter().map(generation_of).collect();
-    let mut stored = Vec::new();
-    if let Some(newest) = recorded.last() {
-        for (partition, start) in (0..).zip(&newest.start_offsets) {
-            let (ledger, orphans) = runtime.block_on(store.stored_to::<K>(newest.number, partition, *start))?;
-            stored.push(Stored { next: ledger.map(|ledger| ledger.next), uncounted: orphans.is_some() });
-        }
-    }
-    let opened = identity::open(&recorded, &log, &stored)?;
-    runtime.block_on(store.open_log::<K>(&row_of(&opened)))?;
-    Ok(opened)
-}
-
-/// The log in the terms of the decision.
-pub fn log_of(facts: LogFacts) -> Log {
-    let LogFacts { cluster_id, topic, topic_id, watermarks } = facts;
-    Log { cluster_id, topic, topic_id, watermarks }
-}
-
-/// A recorded generation in the terms of the decision.
-pub fn generation_of(row: LogRow) -> Generation {
-    Generation {
-        number: row.generation,
-        cluster_id: row.cluster_id,
-        topic: row.topic,
-        topic_id: Some(row.topic_id).filter(|id| !id.is_empty()),
-        start_offsets: row.start_offsets,
-    }
-}
-
-/// A generation as it is recorded.
-pub fn row_of(generation: &Generation) -> LogRow {
-    LogRow {
-        generation: generation.number,
-        cluster_id: generation.cluster_id.clone(),
-        topic: generation.topic.clone(),
-        topic_id: generation.topic_id.clone().unwrap_or_default(),
-        partitions: generation.partitions() as u32,
-        start_offsets: generation.start_offsets.clone(),
-    }
 }
 
 /// A partition that this process stores.
