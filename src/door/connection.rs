@@ -32,6 +32,9 @@ const PENDING_BYTES_FREE: usize = 64 << 10;
 /// The unread body of a refused request is read, so that the connection can stay, up to this length.
 const SPARED_BYTES_MAX: usize = 64 << 10;
 
+/// Memory for a head's copy that is kept from one request to the next.
+const TEXT_BYTES_KEPT: usize = 4 << 10;
+
 /// The state of one connection.
 pub(super) struct Connection {
     pub(super) shared: Arc<Shared>,
@@ -131,6 +134,7 @@ impl Connection {
             Ok(endpoint) => self.ask(endpoint.as_ref(), &head, source, summary.expects_continue, &mut asked),
         };
         self.text = summary.into_text();
+        self.text.shrink_to(TEXT_BYTES_KEPT);
         self.answer(answer, asked, rsp);
     }
 

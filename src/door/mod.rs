@@ -46,7 +46,7 @@ use may_minihttp::HttpServiceFactory;
 
 use connection::Connection;
 use options::Limits;
-use watch::{Memory, Phase, Watched};
+use watch::{Phase, Watched};
 use wire::Wire;
 
 pub use options::Options;
@@ -227,7 +227,7 @@ pub fn start(options: &Options, routes: Routes, observer: impl Observer) -> io::
         Err(error) => tracing::warn!(%error, "accepting cannot be deferred until the first bytes have arrived"),
     }
     let watching = Arc::clone(&shared);
-    let watch = thread::Builder::new().name("door-watch".to_owned()).spawn(move || watch_all(&watching))?;
+    let watch = thread::Builder::new().name("door-watch".to_owned()).spawn(move || watch::run(&watching))?;
     Ok(Door { shared, address, accepting: Mutex::new(Some(accepting)), watch: Some(watch) })
 }
 
@@ -335,40 +335,5 @@ impl Gauges {
     /// Bytes that the bodies in flight may take now.
     pub fn body_bytes_in_flight(&self) -> usize {
         self.0.room.taken()
-    }
-}
-
-/// How often the watch looks at least and at most. In between it is 50 us for each connection, which keeps it at about
-/// 2% of a core (a look costs some 1 us). What a client can make the server buffer in one head is what it can send
-/// between two looks.
-const LOOK_EVERY_MIN: Duration = Duration::from_millis(20);
-const LOOK_EVERY_IDLE: Duration = Duration::from_millis(100);
-const LOOK_EVERY_MAX: Duration = Duration::from_secs(1);
-const LOOK_EVERY_PER_CONNECTION: Duration = Duration::from_micros(50);
-
-/// The watch: looks at all connections until the door is closed.
-fn watch_all(shared: &Shared) {
-    let mut connections: Vec<(Arc<Watched>, Option<Memory>)> = Vec::new();
-    loop {
-        let draining = shared.draining.load(Ordering::Acquire);
-        let connections_now = u32::try_from(connections.len()).unwrap_or(u32::MAX);
-        let every = if draining {
-            LOOK_EVERY_MIN
-        } else if connections.is_empty() {
-            LOOK_EVERY_IDLE
-        } else {
-            LOOK_EVERY_PER_CONNECTION.saturating_mul(connections_now).clamp(LOOK_EVERY_MIN, LOOK_EVERY_MAX)
-        };
-        let guard = shared.lock_stopped();
-        let stopped = *guard || *shared.changed.wait_timeout(guard, every).unwrap_or_else(PoisonError::into_inner).0;
-        let newcomers = std::mem::take(&mut *shared.newcomers.lock().unwrap_or_else(PoisonError::into_inner));
-        connections.extend(newcomers.into_iter().map(|watched| (watched, None)));
-        if stopped {
-            // Accepting has ended before, so these are all.
-            connections.iter().for_each(|(watched, _)| watched.kill());
-            return;
-        }
-        let now = Instant::now();
-        connections.retain_mut(|(watched, memory)| watch::look(watched, memory, now, &shared.limits, draining));
     }
 }
