@@ -36,6 +36,7 @@ use std::fmt::Write;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::{Shutdown, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Once, PoisonError};
 use std::thread;
@@ -115,6 +116,13 @@ impl Shared {
         let _ = write!(into, "{:016x}-{n:x}", self.id_prefix);
     }
 
+    /// Tells the observer, whose panic must not end what serves or accepts.
+    fn observe(&self, answered: &Answered<'_>) {
+        if catch_unwind(AssertUnwindSafe(|| self.observer.answered(answered))).is_err() {
+            tracing::error!("observer panicked");
+        }
+    }
+
     fn lock_stopped(&self) -> std::sync::MutexGuard<'_, bool> {
         self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -176,13 +184,8 @@ fn refuse(shared: &Shared, id: usize, at_once: bool) {
     // A new connection has room for this; where not, it is closed without.
     let _ = socket::send(fd, &bytes, false);
     socket::shut(fd, if at_once { Shutdown::Both } else { Shutdown::Write });
-    shared.observer.answered(&Answered {
-        route: "-",
-        method: "-",
-        status: answer.status,
-        request_bytes: 0,
-        duration: Duration::ZERO,
-    });
+    let status = answer.status;
+    shared.observe(&Answered { route: "-", method: "-", status, request_bytes: 0, duration: Duration::ZERO });
 }
 
 /// An open door. Dropping it closes it without waiting for anybody.
@@ -251,6 +254,13 @@ impl Door {
     /// Where it listens, with the port that was found for port 0.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Whether new connections are accepted: until it is drained, unless accepting has failed, which only a lack of
+    /// memory for a coroutine's stack can bring about.
+    pub fn is_accepting(&self) -> bool {
+        let accepting = self.accepting.lock().unwrap_or_else(PoisonError::into_inner);
+        accepting.as_ref().is_some_and(|accepting| !accepting.is_done())
     }
 
     /// A view of the door's counts that outlives it.
