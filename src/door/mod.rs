@@ -90,6 +90,8 @@ struct Shared {
     open: AtomicUsize,
     refused: AtomicU64,
     draining: AtomicBool,
+    /// The process has no descriptors left.
+    exhausted: AtomicBool,
     /// Connections that the watch has not seen yet.
     newcomers: Mutex<Vec<Arc<Watched>>>,
     /// Signalled when a connection has closed while draining, and when the watch is to end.
@@ -139,7 +141,8 @@ impl HttpServiceFactory for Factory {
         let open = shared.open.fetch_add(1, Ordering::AcqRel) + 1;
         let limits = &shared.limits;
         let wire = Wire::duplicate(id);
-        let exhausted = wire.as_ref().map_or(true, |wire| wire.number() >= limits.descriptor_max);
+        let exhausted = shared.exhausted.load(Ordering::Relaxed)
+            || wire.as_ref().map_or(true, |wire| wire.number() >= limits.descriptor_max);
         let too_many = open > limits.connections_hard_max || exhausted;
         let refused = too_many || open > limits.connections_max || shared.draining.load(Ordering::Acquire);
         let phase = if refused { Phase::Linger } else { Phase::Fresh };
@@ -213,6 +216,7 @@ pub fn start(options: &Options, routes: Routes, observer: impl Observer) -> io::
         open: AtomicUsize::new(0),
         refused: AtomicU64::new(0),
         draining: AtomicBool::new(false),
+        exhausted: AtomicBool::new(false),
         newcomers: Mutex::new(Vec::new()),
         changed: Condvar::new(),
         stopped: Mutex::new(false),
