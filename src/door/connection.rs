@@ -257,7 +257,7 @@ impl Connection {
 
     /// Answers: through the server when the connection stays, else by itself.
     fn answer(&mut self, mut answer: Answer, asked: Asked<'_>, rsp: Option<&mut Response<'_>>) {
-        self.shared.observer.answered(&Answered {
+        self.shared.observe(&Answered {
             route: asked.route,
             method: asked.method,
             status: answer.status,

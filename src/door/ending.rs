@@ -125,7 +125,7 @@ impl Connection {
     fn complain(&mut self, fault: &Fault) {
         let answer = fault.answer();
         let asked = Asked::unknown();
-        self.shared.observer.answered(&Answered {
+        self.shared.observe(&Answered {
             route: asked.route,
             method: asked.method,
             status: answer.status,

@@ -9,7 +9,13 @@
 //!
 //! `may_minihttp` gives speed: a coroutine for each connection, and a loop of read, parse, call, write. It has no
 //! timeouts, no `Connection: close`, no interim answers and no bound on what it buffers. Those are added with a second
-//! descriptor of each connection ([`wire`]) and a thread that watches all of them ([`watch`]).
+//! descriptor of each connection (`wire`) and a thread that watches all of them (`watch`).
+//!
+//! What stays as the server has it: a connection costs some 80 KiB, most of it three buffers; at most 16 header fields;
+//! of a malformed head behind other requests it cannot be told whether it had too many fields, so its length decides
+//! between 400 and 431; a further request that arrives together with the end of its sender's side gets a 400 that says
+//! so (a first one is served, see `first`); every malformed head is a line on stderr. An answer above 64 KiB, and one
+//! to `HEAD`, closes its connection; a connection that sends nothing is accepted after a second.
 //!
 //! What always holds: no panic is reachable from the network; no request is ever read out of the bytes of another; a
 //! connection answers nothing after an answer that closes it; everything that a client can make grow has a bound in
@@ -36,6 +42,7 @@ use std::fmt::Write;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::{Shutdown, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Once, PoisonError};
 use std::thread;
@@ -89,6 +96,8 @@ struct Shared {
     open: AtomicUsize,
     refused: AtomicU64,
     draining: AtomicBool,
+    /// The process has no descriptors left.
+    exhausted: AtomicBool,
     /// Connections that the watch has not seen yet.
     newcomers: Mutex<Vec<Arc<Watched>>>,
     /// Signalled when a connection has closed while draining, and when the watch is to end.
@@ -115,6 +124,13 @@ impl Shared {
         let _ = write!(into, "{:016x}-{n:x}", self.id_prefix);
     }
 
+    /// Tells the observer, whose panic must not end what serves or accepts.
+    fn observe(&self, answered: &Answered<'_>) {
+        if catch_unwind(AssertUnwindSafe(|| self.observer.answered(answered))).is_err() {
+            tracing::error!("observer panicked");
+        }
+    }
+
     fn lock_stopped(&self) -> std::sync::MutexGuard<'_, bool> {
         self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -131,7 +147,8 @@ impl HttpServiceFactory for Factory {
         let open = shared.open.fetch_add(1, Ordering::AcqRel) + 1;
         let limits = &shared.limits;
         let wire = Wire::duplicate(id);
-        let exhausted = wire.as_ref().map_or(true, |wire| wire.number() >= limits.descriptor_max);
+        let exhausted = shared.exhausted.load(Ordering::Relaxed)
+            || wire.as_ref().map_or(true, |wire| wire.number() >= limits.descriptor_max);
         let too_many = open > limits.connections_hard_max || exhausted;
         let refused = too_many || open > limits.connections_max || shared.draining.load(Ordering::Acquire);
         let phase = if refused { Phase::Linger } else { Phase::Fresh };
@@ -176,13 +193,8 @@ fn refuse(shared: &Shared, id: usize, at_once: bool) {
     // A new connection has room for this; where not, it is closed without.
     let _ = socket::send(fd, &bytes, false);
     socket::shut(fd, if at_once { Shutdown::Both } else { Shutdown::Write });
-    shared.observer.answered(&Answered {
-        route: "-",
-        method: "-",
-        status: answer.status,
-        request_bytes: 0,
-        duration: Duration::ZERO,
-    });
+    let status = answer.status;
+    shared.observe(&Answered { route: "-", method: "-", status, request_bytes: 0, duration: Duration::ZERO });
 }
 
 /// An open door. Dropping it closes it without waiting for anybody.
@@ -210,6 +222,7 @@ pub fn start(options: &Options, routes: Routes, observer: impl Observer) -> io::
         open: AtomicUsize::new(0),
         refused: AtomicU64::new(0),
         draining: AtomicBool::new(false),
+        exhausted: AtomicBool::new(false),
         newcomers: Mutex::new(Vec::new()),
         changed: Condvar::new(),
         stopped: Mutex::new(false),
@@ -251,6 +264,13 @@ impl Door {
     /// Where it listens, with the port that was found for port 0.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Whether new connections are accepted: until it is drained, unless accepting has failed, which only a lack of
+    /// memory for a coroutine's stack can bring about.
+    pub fn is_accepting(&self) -> bool {
+        let accepting = self.accepting.lock().unwrap_or_else(PoisonError::into_inner);
+        accepting.as_ref().is_some_and(|accepting| !accepting.is_done())
     }
 
     /// A view of the door's counts that outlives it.

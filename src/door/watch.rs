@@ -9,6 +9,7 @@
 //! a connection that has moved on in between is therefore never cut. A descriptor is only touched under its lock, and
 //! the connection takes it away before closing it.
 
+use std::fs::File;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -333,10 +334,37 @@ const LOOK_EVERY_IDLE: Duration = Duration::from_millis(100);
 const LOOK_EVERY_MAX: Duration = Duration::from_secs(1);
 const LOOK_EVERY_PER_CONNECTION: Duration = Duration::from_micros(50);
 
+/// Descriptors kept for the moment when the process has no others. The server's accepting loop tries again at once
+/// when it gets none, and keeps its worker from anything else; with these let go it gets some, and refuses what it
+/// accepts until there are enough again.
+#[derive(Default)]
+struct Spares(Vec<File>);
+
+impl Spares {
+    const NUMBER: usize = 16;
+
+    /// Whether the process has run out of descriptors.
+    fn look(&mut self) -> bool {
+        let held = self.0.len() == Spares::NUMBER;
+        let needed = if held { 1 } else { 2 * Spares::NUMBER };
+        let more: Vec<File> = (0..needed).map_while(|_| File::open("/dev/null").ok()).collect();
+        let exhausted = more.len() < needed;
+        if exhausted && held {
+            tracing::error!("no file descriptors left: refusing connections");
+            self.0.clear();
+        } else if !exhausted && !held {
+            self.0.extend(more.into_iter().take(Spares::NUMBER));
+        }
+        exhausted
+    }
+}
+
 /// Looks at all connections until the door is closed.
 pub(super) fn run(shared: &Shared) {
     let mut connections: Vec<(Arc<Watched>, Option<Memory>)> = Vec::new();
+    let mut spares = Spares::default();
     loop {
+        shared.exhausted.store(spares.look(), Ordering::Relaxed);
         let draining = shared.draining.load(Ordering::Acquire);
         let number = u32::try_from(connections.len()).unwrap_or(u32::MAX);
         let every = match number {

@@ -1,6 +1,7 @@
 //! Many at a time, and closing the door under them.
 
 use super::*;
+use std::os::fd::AsRawFd;
 
 #[test]
 fn many_connections_at_a_time_each_get_their_own_answers() {
@@ -116,19 +117,85 @@ fn draining_under_load_never_cuts_an_answer() {
     }
 }
 
-#[test]
+/// Numbers from a seed that is printed.
 #[allow(clippy::print_stdout, reason = "a failing run is repeated with its seed")]
-fn garbage_from_many_sides_ends_nothing() {
-    let house = house(|o| (o.linger_ms_max, o.header_ms_max) = (100, 500));
+fn random() -> impl FnMut() -> u64 {
     let seed = std::time::UNIX_EPOCH.elapsed().expect("a clock").as_nanos() as u64;
     println!("seed {seed}");
     let mut state = seed | 1;
-    let mut random = move || {
+    move || {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
         state
-    };
+    }
+}
+
+#[test]
+fn random_pipelines_are_answered_in_order_and_whole() {
+    let house = house(|_| {});
+    let mut random = random();
+    let mut served_before = 0;
+    for round in 0..200 {
+        let mut bytes = Vec::new();
+        let mut expected = Vec::new();
+        for n in 0..random() % 300 {
+            let length = match random() % 6 {
+                0 => random() % 60_000,
+                _ => random() % 3_000,
+            };
+            match random() % 3 {
+                0 => bytes.extend(get(&format!("/one/{n}")).bytes()),
+                1 => bytes.extend(post("/echo", &"x".repeat(length as usize)).bytes()),
+                _ => bytes.extend(get(&format!("/big?{length}")).bytes()),
+            }
+            expected.push((n, length));
+        }
+        let last = ["GET /big?9 HTTP/1.0\r\n\r\n", "GET /big?200000 HTTP/1.1\r\nHost: x\r\n\r\n", "oh no\r\n\r\n"];
+        bytes.extend(last[(random() % 3) as usize].bytes());
+        let mut client = house.knock();
+        if round % 2 == 0 {
+            // A small window, so that the server's writes are cut anywhere.
+            let size: libc::c_int = 64 << 10;
+            crate::door::socket::set(client.stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, &size).expect("set");
+        }
+        let sending = client.stream.try_clone().expect("clone");
+        let cut = (random() % (bytes.len() as u64)) as usize;
+        let sender = std::thread::spawn(move || {
+            // The server may close in between; what it has answered until then is what counts.
+            let _ = (&sending).write_all(&bytes[..cut]).and_then(|()| (&sending).write_all(&bytes[cut..]));
+        });
+        let mut answered = 0;
+        for &(n, length) in &expected {
+            let reply = client.reply();
+            answered += 1;
+            match reply.header("Content-Type") {
+                Some("text/plain; charset=utf-8") => assert_eq!(reply.body, pattern(length as usize).as_bytes()),
+                _ if reply.json()["path"] == "/echo" => assert_eq!(reply.json()["length"], length),
+                _ => assert_eq!(reply.json()["path"], format!("/one/{n}")),
+            }
+            if reply.closes() {
+                break;
+            }
+        }
+        if answered == expected.len() {
+            assert!(client.reply().closes());
+            answered += 1;
+        }
+        client.expect_end();
+        drop(client);
+        sender.join().expect("sender");
+        eventually("closed", || house.door.gauges().connections_open() == 0);
+        let served = house.log.lock().expect("log").len();
+        assert_eq!(served - served_before, answered, "every request that was served was answered");
+        served_before = served;
+    }
+}
+
+#[test]
+fn garbage_from_many_sides_ends_nothing() {
+    let house = house(|o| (o.linger_ms_max, o.header_ms_max) = (100, 500));
+    let mut random = random();
     let parts: [&[u8]; 14] = [
         b"GET ",
         b"POST ",
@@ -150,13 +217,13 @@ fn garbage_from_many_sides_ends_nothing() {
         for _ in 0..random() % 30 {
             let part = parts[(random() % parts.len() as u64) as usize];
             bytes.extend_from_slice(part);
-            if random() % 20 == 0 {
+            if random().is_multiple_of(20) {
                 bytes.extend((0..random() % 50).map(|n| (n * 37) as u8));
             }
         }
         let mut client = house.knock();
         client.try_send(bytes);
-        if random() % 2 == 0 {
+        if random().is_multiple_of(2) {
             client.finish_quietly();
         }
     }
