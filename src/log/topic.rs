@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::bindings as sys;
@@ -27,31 +28,24 @@ pub struct LogFacts {
     pub watermarks: Vec<(i64, i64)>,
 }
 
-/// A client that only asks.
+/// A client that only asks. After a question that failed it is made anew: a client that Kafka has told of no broker, as
+/// it does for a moment after it was stopped, can stay without one for minutes.
 pub struct Inspector {
-    consumer: BaseConsumer<Plain>,
-    brokers: String,
+    options: Options,
+    consumer: Mutex<Arc<BaseConsumer<Plain>>>,
 }
 
 impl Inspector {
     /// Connects lazily: errors come with the first question.
     pub fn new(options: &Options) -> Result<Inspector, LogError> {
-        let mut config = options.client_config();
-        config.set("group.id", options.kafka.group()).set("enable.auto.commit", "false");
-        let consumer = config.create_with_context(Plain).map_err(|error| LogError {
-            brokers: options.kafka.brokers.clone(),
-            what: "setting up a client",
-            cause: error.to_string(),
-        })?;
-        Ok(Inspector { consumer, brokers: options.kafka.brokers.clone() })
+        Ok(Inspector { consumer: Mutex::new(Arc::new(connect(options)?)), options: options.clone() })
     }
 
     /// How many partitions a topic has; `None` when there is no such topic.
     pub fn partitions(&self, topic: &str) -> Result<Option<u32>, LogError> {
-        let metadata = self
-            .consumer
-            .fetch_metadata(Some(topic), ASK_MAX)
-            .map_err(|error| self.error("asking for the topic", error.to_string()))?;
+        let metadata = self.ask("asking for the topic", |consumer| {
+            consumer.fetch_metadata(Some(topic), ASK_MAX).map_err(|error| error.to_string())
+        })?;
         let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
         Ok(found.map(|found| found.partitions().len() as u32).filter(|partitions| *partitions > 0))
     }
@@ -61,28 +55,53 @@ impl Inspector {
         let partitions = self.partitions(topic)?.ok_or_else(|| {
             self.error("asking for the topic", format!("there is no topic {topic}: run `millrace migrate`"))
         })?;
-        let cluster_id = self
-            .consumer
-            .client()
-            .fetch_cluster_id(ASK_MAX)
-            .ok_or_else(|| self.error("asking for the cluster's id", "no answer in time".to_owned()))?;
+        let cluster_id = self.ask("asking for the cluster's id", |consumer| {
+            consumer.client().fetch_cluster_id(ASK_MAX).ok_or_else(|| "no answer in time".to_owned())
+        })?;
         let watermarks =
             (0..partitions).map(|partition| self.watermarks(topic, partition)).collect::<Result<Vec<_>, _>>()?;
-        let topic_id =
-            topic_id(self.consumer.client(), topic).map_err(|cause| self.error("asking for the topic's id", cause))?;
+        let topic_id = self.ask("asking for the topic's id", |consumer| topic_id(consumer.client(), topic))?;
         Ok(LogFacts { cluster_id, topic: topic.to_owned(), topic_id, watermarks })
     }
 
     /// The oldest offset of a partition and one past its newest.
     pub fn watermarks(&self, topic: &str, partition: u32) -> Result<(i64, i64), LogError> {
-        self.consumer
-            .fetch_watermarks(topic, partition as i32, ASK_MAX)
-            .map_err(|error| self.error("asking for a partition's offsets", error.to_string()))
+        self.ask("asking for a partition's offsets", |consumer| {
+            consumer.fetch_watermarks(topic, partition as i32, ASK_MAX).map_err(|error| error.to_string())
+        })
+    }
+
+    fn ask<T>(
+        &self,
+        what: &'static str,
+        question: impl FnOnce(&BaseConsumer<Plain>) -> Result<T, String>,
+    ) -> Result<T, LogError> {
+        let asked = self.consumer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        question(&asked).map_err(|cause| {
+            let mut current = self.consumer.lock().unwrap_or_else(PoisonError::into_inner);
+            // Of several questions that failed together only the first one makes a new client.
+            if Arc::ptr_eq(&current, &asked)
+                && let Ok(fresh) = connect(&self.options)
+            {
+                *current = Arc::new(fresh);
+            }
+            self.error(what, cause)
+        })
     }
 
     fn error(&self, what: &'static str, cause: String) -> LogError {
-        LogError { brokers: self.brokers.clone(), what, cause }
+        LogError { brokers: self.options.kafka.brokers.clone(), what, cause }
     }
+}
+
+fn connect(options: &Options) -> Result<BaseConsumer<Plain>, LogError> {
+    let mut config = options.client_config();
+    config.set("group.id", options.kafka.group()).set("enable.auto.commit", "false");
+    config.create_with_context(Plain).map_err(|error| LogError {
+        brokers: options.kafka.brokers.clone(),
+        what: "setting up a client",
+        cause: error.to_string(),
+    })
 }
 
 /// Asks for a topic's id, which the safe API does not offer.
