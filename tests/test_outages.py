@@ -121,6 +121,8 @@ def test_clickhouse_away(how, space, millrace, sent):
     program = millrace("run", settings={**SMALL_RANGES, **through_proxy})
     with Load(sent, [program], clients=3, batch=500) as load:
         load.wait_taken(10)
+        # How far a partition is behind is known once it has been taken over, which asks ClickHouse.
+        eventually(lambda: program.metric("millrace_events_stored_total") > 0, 30, what="the first events stored")
         before = resident_bytes(program)
         proxy.cut() if how == "refused" else proxy.freeze()
         load.wait_taken(40)
