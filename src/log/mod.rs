@@ -34,10 +34,6 @@ impl Options {
             // A broker that is back is found within a second.
             .set("reconnect.backoff.ms", "50")
             .set("reconnect.backoff.max.ms", "1000")
-            // A client that was told of no broker (a single one that was stopped for a while is left out of the metadata)
-            // asks the configured ones again after this time; the default is five minutes.
-            .set("metadata.recovery.strategy", "rebootstrap")
-            .set("metadata.recovery.rebootstrap.trigger.ms", "2000")
             .set("socket.nagle.disable", "true")
             .set("log.connection.close", "false");
         config

@@ -60,6 +60,8 @@ struct Deliveries {
     progress_ms: AtomicU64,
     /// Records acknowledged so far.
     acknowledged: AtomicU64,
+    /// Records that failed since one was last acknowledged.
+    failing: AtomicU64,
 }
 
 impl Deliveries {
@@ -79,8 +81,10 @@ impl Deliveries {
             None => {
                 self.progress_ms.store(self.now_ms(), Ordering::Release);
                 self.acknowledged.fetch_add(1, Ordering::AcqRel);
+                self.failing.store(0, Ordering::Release);
             }
             Some(error) => {
+                self.failing.fetch_add(1, Ordering::AcqRel);
                 tracing::warn!(%error, events = in_flight.events, "a record was not acknowledged, its requests get a 503");
             }
         }
@@ -128,6 +132,7 @@ impl Producer {
             in_flight: AtomicI64::new(0),
             progress_ms: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
+            failing: AtomicU64::new(0),
         });
         let client = connect(options, &deliveries)?;
         Ok(Producer { options: options.clone(), deliveries, client: Mutex::new(Arc::new(client)) })
@@ -171,6 +176,15 @@ impl Producer {
         waiting && since_ms > STALL_MAX.as_millis() as u64
     }
 
+    /// For when Kafka answers others: makes the client anew if its last records failed, since a client that was told of no
+    /// broker can stay without one for minutes.
+    pub fn renew_if_failing(&self) {
+        if self.deliveries.failing.swap(0, Ordering::AcqRel) > 0 {
+            let failing = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            self.replace(&failing);
+        }
+    }
+
     /// Waits until everything handed over is settled; `false` when `timeout` passed first.
     pub fn flush(&self, timeout: Duration) -> bool {
         let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -182,7 +196,7 @@ impl Producer {
         if !Arc::ptr_eq(&client, failed) {
             return;
         }
-        tracing::error!(error = ?failed.client().fatal_error(), "the producer ended in a fatal error and is made anew");
+        tracing::error!(error = ?failed.client().fatal_error(), "the producer does not go on and is made anew");
         match connect(&self.options, &self.deliveries) {
             Ok(fresh) => *client = Arc::new(fresh),
             Err(error) => tracing::error!(%error, "the producer could not be made anew"),

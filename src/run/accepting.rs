@@ -104,6 +104,9 @@ fn open_when_known<K: Kind + Default>(
     }
     while !program.shutdown.wait(ASK_AGAIN) {
         let asked = ask(&inspector, topic, &intake.producer);
+        if asked.is_ok() {
+            intake.producer.renew_if_failing();
+        }
         intake.answers.store(asked.is_ok(), Ordering::Release);
         match asked {
             Err(reason) => condition.missing(reason),
