@@ -31,8 +31,9 @@ JAVA_MIN = 17
 # The oldest ClickHouse whose insert de-duplication millrace relies on; the program checks the same at its start.
 CLICKHOUSE_MIN = (25, 3)
 
-# What the build needs beside Rust: librdkafka is C, and is built with cmake.
-BUILD_PACKAGES = ["cmake", "g++", "libssl-dev", "make", "pkg-config", "zlib1g-dev"]
+# What the build needs beside Rust: librdkafka is C, and is built with cmake. Built without curl it still includes its
+# headers (librdkafka 2.12.1 asks whether a macro is defined that is always defined, as 0 here).
+BUILD_PACKAGES = ["cmake", "g++", "libcurl4-openssl-dev", "libssl-dev", "make", "pkg-config", "zlib1g-dev"]
 # Tools that may also come from elsewhere, so that only their absence asks for the package.
 TOOL_PACKAGES = {"curl": "curl", "java": "openjdk-17-jre-headless", "mvn": "maven", "npm": "npm"}
 
