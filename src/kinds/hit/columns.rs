@@ -150,9 +150,10 @@ impl Columns for HitColumns {
     }
 
     fn into_batch(self) -> RecordBatch {
+        let offsets = OffsetBuffer::new(ScalarBuffer::from(self.user_offsets));
         let columns: Vec<ArrayRef> = vec![
             Arc::new(TimestampMillisecondArray::from(self.timestamps_ms).with_timezone("UTC")),
-            Arc::new(utf8(self.user_offsets, self.user_text)),
+            Arc::new(StringArray::new(offsets, Buffer::from_vec(self.user_text.into_bytes()), None)),
             Arc::new(Int8Array::from(self.actions)),
             Arc::new(FixedSizeBinaryArray::new(16, Buffer::from_vec(self.event_ids.into_flattened()), None)),
             Arc::new(Int8Array::from(self.origins)),
@@ -183,12 +184,6 @@ impl Columns for HitColumns {
         }
         Ok(HitColumns { timestamps_ms, user_text, user_offsets, actions, event_ids, origins })
     }
-}
-
-/// Texts that lie one behind the other, as an array without copies.
-pub(super) fn utf8(offsets: Vec<i32>, text: String) -> StringArray {
-    let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
-    StringArray::new(offsets, Buffer::from_vec(text.into_bytes()), None)
 }
 
 /// The column that has the name and the type of a field of the schema, without nulls.

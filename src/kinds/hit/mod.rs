@@ -55,10 +55,12 @@ impl Kind for Hit {
         present: "event_id_origin != 'none'",
     };
     const COUNTERS_SQL: CountersSql = CountersSql {
-        key: &["hour", "user"],
-        recount_key: &["toStartOfHour(toDateTime(timestamp, 'UTC'))", "user"],
-        // A user's name may hold line breaks and whatever else a terminal obeys.
-        name: "concat('hour ', toString(hour), ', user ', toJSONString(user))",
+        key: &["hour", "user_hash"],
+        recount_key: &[
+            "toStartOfHour(toDateTime(timestamp, 'UTC'))",
+            "reinterpretAsUInt128(sipHash128Reference(user))",
+        ],
+        name: "concat('hour ', toString(hour), ', user_hash ', toString(user_hash))",
         values: &["clicks", "impressions"],
         recount_values: &["countIf(action = 'click')", "countIf(action = 'impression')"],
     };

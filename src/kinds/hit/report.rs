@@ -48,9 +48,8 @@ impl Report for HourReport {
 
     fn sql(query: &HourQuery, tables: &Tables) -> String {
         format!(
-            "SELECT count(), sum(user_clicks), sum(user_impressions) FROM \
-             (SELECT sum(clicks) AS user_clicks, sum(impressions) AS user_impressions FROM {} \
-             WHERE log_generation = 0 AND log_partition = 0 AND hour = toDateTime({}, 'UTC') GROUP BY user)",
+            "SELECT uniqExact(user_hash), sum(clicks), sum(impressions) FROM {} \
+             WHERE log_generation = 0 AND log_partition = 0 AND hour = toDateTime({}, 'UTC')",
             tables.counters, query.hour
         )
     }
