@@ -118,17 +118,19 @@ def random_hits(dice, count, *, now_ms, users=5000, late=0.05, late_hours=48, co
     return made
 
 
-def send_queries(programs, events, *, connections=100, deadline_s=120):
+def send_queries(programs, events, *, connections=500, deadline_s=120):
     """Sends each as a query, pipelined over many connections to several programs; all must be taken."""
-    selector = selectors.DefaultSelector()
-    shares = [events[start::connections] for start in range(connections)]
-    left = {}
-    for number, share in enumerate(share for share in shares if share):
-        lines = "".join(f"POST {target(one)} HTTP/1.1\r\nHost: millrace\r\n\r\n" for one in share)
+    shares = [share for share in (events[start::connections] for start in range(connections)) if share]
+    # Before the first connection is opened: one that sends nothing for long is closed.
+    requests = [
+        "".join(f"POST {target(one)} HTTP/1.1\r\nHost: millrace\r\n\r\n" for one in share).encode() for share in shares
+    ]
+    selector, left = selectors.DefaultSelector(), {}
+    for number, (share, lines) in enumerate(zip(shares, requests, strict=True)):
         connection = socket.create_connection(("127.0.0.1", programs[number % len(programs)].port), timeout=10)
         connection.setblocking(False)
         selector.register(connection, selectors.EVENT_READ | selectors.EVENT_WRITE)
-        left[connection] = [memoryview(lines.encode()), len(share), b""]
+        left[connection] = [memoryview(lines), len(share), b""]
     end = time.monotonic() + deadline_s
     while left:
         assert time.monotonic() < end, f"{sum(answers for _, answers, _ in left.values())} answers are missing"
@@ -140,7 +142,7 @@ def send_queries(programs, events, *, connections=100, deadline_s=120):
                     selector.modify(connection, selectors.EVENT_READ)
             if ready & selectors.EVENT_READ:
                 piece = connection.recv(1 << 16)
-                assert piece, "a connection was closed before all was answered"
+                assert piece, f"a connection was closed before {state[1]} were answered: {state[2][-2000:]!r}"
                 *whole, state[2] = (state[2] + piece).split(b"\r\n\r\n")
                 for answer in whole:
                     assert answer.startswith(b"HTTP/1.1 204 "), answer

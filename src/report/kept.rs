@@ -317,7 +317,8 @@ mod tests {
             // When each ends, and how.
             let mut under_way: Vec<(u64, Answer, oneshot::Sender<Answer>)> = Vec::new();
             for _ in 0..300 {
-                now_ms += dice.below(if dice.once_in(20) { 2000 } else { 60 }) as u64;
+                let step_ms = if dice.once_in(20) { 2000 } else { 60 };
+                now_ms += dice.below(step_ms) as u64;
                 while let Some(next) = under_way.iter().position(|(ends_ms, ..)| *ends_ms <= now_ms) {
                     let (_, answer, release) = under_way.swap_remove(next);
                     let before = Arc::strong_count(&world.kept.slots);
