@@ -167,7 +167,8 @@ impl Columns for HitColumns {
         let actions = numbers::<Int8Type>(batch, 2)?;
         let event_ids = ids(batch, 3)?;
         let origins = numbers::<Int8Type>(batch, 4)?;
-        let bad = |column: &str, row: usize, what: String| Err(BadRecord(format!("column {column}, row {row}: {what}")));
+        let bad =
+            |column: &str, row: usize, what: String| Err(BadRecord(format!("column {column}, row {row}: {what}")));
         if let Some(row) = timestamps_ms.iter().position(|instant| !INSTANTS_MS.contains(instant)) {
             return bad("timestamp", row, format!("{} ms is outside the years 1970 to 2100", timestamps_ms[row]));
         }
@@ -223,7 +224,9 @@ fn users(batch: &RecordBatch, field: usize) -> Result<(String, Vec<i32>), BadRec
         let user = user.unwrap_or_default();
         if !(1..=USER_BYTES_MAX).contains(&user.len()) {
             let bytes = user.len();
-            return Err(BadRecord(format!("column user, row {row}: expected 1 to {USER_BYTES_MAX} bytes, found {bytes}")));
+            return Err(BadRecord(format!(
+                "column user, row {row}: expected 1 to {USER_BYTES_MAX} bytes, found {bytes}"
+            )));
         }
         users.push_user(user);
     }
