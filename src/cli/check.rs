@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::{FAILED, block_on, out};
 use crate::config::{Config, Loaded, limits, show};
-use crate::kinds::migrations::ALL;
+use crate::kinds::MIGRATIONS;
 use crate::log::topics::{Admin, Cluster, MESSAGE_BYTES_MAX, Topic, TopicError};
 use crate::observe::descriptors_max;
 use crate::store::migrate::{self, MigrateError, NarrowWindow};
@@ -167,7 +167,7 @@ fn kafka(config: &Config) -> Vec<Finding> {
         Err(error) => return away(error),
     };
     let mut found = Vec::new();
-    for kind in ALL {
+    for kind in MIGRATIONS {
         let topic = config.kafka.topic(kind.kind);
         let cluster = match admin.describe(&topic, TIMEOUT) {
             Ok(cluster) => cluster,

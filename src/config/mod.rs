@@ -54,6 +54,8 @@ pub struct Http {
     pub ack_ms_max: u64,
     /// The largest single event.
     pub event_bytes_max: u64,
+    /// The version of the API that `/latest/` stands for.
+    pub latest_version: String,
     /// The longest an orderly end may take.
     pub shutdown_ms_max: u64,
 }
@@ -68,6 +70,7 @@ impl Default for Http {
             connections_max: 4_096,
             ack_ms_max: 10_000,
             event_bytes_max: limits::MIB,
+            latest_version: "v1".into(),
             shutdown_ms_max: 9_000,
         }
     }

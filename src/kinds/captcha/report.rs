@@ -13,10 +13,10 @@
 
 use std::fmt::Write;
 
-use crate::kinds::Report;
 use crate::kinds::excerpt::quote;
 use crate::kinds::instant::{DAYS, parse_date, write_date};
 use crate::kinds::uuid_text::{parse_uuid, write_uuid};
+use crate::kinds::{Question, Rendered, Report, Tables};
 use crate::query_string::pairs;
 
 /// Rows in an answer unless `limit` says otherwise.
@@ -37,17 +37,17 @@ pub struct CaptchaReport;
 impl Report for CaptchaReport {
     type Query = ReportQuery;
 
-    fn parse(query: Option<&str>) -> Result<ReportQuery, String> {
-        ReportQuery::parse(query)
+    fn parse(question: Question<'_>) -> Result<ReportQuery, String> {
+        ReportQuery::parse(question.query)
     }
 
-    fn sql(query: &ReportQuery, counters_table: &str) -> String {
-        query.sql(counters_table)
+    fn sql(query: &ReportQuery, tables: &Tables) -> String {
+        query.sql(&tables.counters)
     }
 
-    fn render(query: &ReportQuery, rows: &[u8]) -> Result<Vec<u8>, String> {
+    fn render(query: &ReportQuery, rows: &[u8]) -> Result<Rendered, String> {
         let rows = decode(rows).map_err(|error| error.to_string())?;
-        Ok(query.render(&rows))
+        Ok(Rendered::Json(query.render(&rows)))
     }
 }
 
