@@ -69,6 +69,7 @@ class Server(ThreadingHTTPServer):
         self.counted = {path: {} for path in KEYS}
         self.copies = Counter()
         self.pages = {}
+        self.page = self.listed_page
         self.connections = 0
 
     @property
@@ -79,6 +80,11 @@ class Server(ThreadingHTTPServer):
         """What is to happen to the next requests, one each."""
         with self.lock:
             self.behaviours.extend(behaviours)
+
+    def listed_page(self, path):
+        """What a GET answers: status, body and headers, or a function of nothing that returns them."""
+        page = self.pages.get(path)
+        return page() if callable(page) else page
 
     def next_behaviour(self):
         with self.lock:
@@ -117,9 +123,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         with self.server.lock:
-            page = self.server.pages.get(self.path)
-        if callable(page):
-            page = page()
+            page = self.server.page(self.path)
         status, body, headers = page or (404, {"error": {"code": "not_found", "message": "no such path"}}, {})
         Request(self, self.path, dict(self.headers.items()), 0, []).answer(status, body, headers)
 

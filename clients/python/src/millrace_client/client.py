@@ -7,7 +7,7 @@ import os
 import time as clock
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from . import kinds
 from .kinds import Millis, Time, UUIDLike
@@ -16,6 +16,8 @@ from .notices import Notices
 from .settings import Settings, require_seconds
 from .stats import Stats
 from .transport import PoolFactory, Transport
+
+AnyClient = TypeVar("AnyClient", bound="Client")
 
 # Clients that are not closed. They are kept until then, so that none loses events by going out of scope.
 _open: set[Client] = set()
@@ -163,7 +165,7 @@ class Client:
             _open.discard(self)
         return all(answered)
 
-    def __enter__(self) -> Client:
+    def __enter__(self: AnyClient) -> AnyClient:
         return self
 
     def __exit__(
