@@ -41,6 +41,7 @@ class Captcha:
     """Each has a correlation_id of its own; sites and types take turns."""
 
     kind = "captcha"
+    path = "/v1/events"
 
     def put(self, client, number):
         client.captcha(
@@ -61,10 +62,55 @@ class Captcha:
         return {row["site_id"]: {key: row[key] for key in ("served", "solved")} for row in counters(program)}
 
 
-KINDS = [Captcha()]
+class Interaction:
+    """The client gives each its event_id; two types take turns."""
+
+    kind = "interaction"
+    path = "/v2/events"
+
+    def put(self, client, number):
+        data = {"host": "example.org", "path": f"/{number % 10}", "element": "subscribe"}
+        client.interaction(
+            session_id=uuid.UUID(int=number % 1000),
+            category="page_interaction",
+            name=("pageview", "cta_click")[number % 2],
+            data=data,
+            timestamp="2021-01-25T10:00:00Z",
+        )
+
+    def expected(self, events):
+        return {"pageview": (events + 1) // 2, "cta_click": events // 2}
+
+    def found(self, program):
+        return {row["name"]: row["count"] for row in program.get("/v2/report").json()["counters"]}
 
 
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.kind)
+class Hit:
+    """The client gives each its event_id; all lie within one hour."""
+
+    kind = "hit"
+    path = "/hits"
+    hour_ms = 1_611_568_800_000
+    users = 1000
+
+    def put(self, client, number):
+        action = ("click", "impression")[number % 2]
+        client.hit(user=f"user {number % self.users}", action=action, timestamp=self.hour_ms + number)
+
+    def expected(self, events):
+        return f"unique_users,{self.users}\nclicks,{(events + 1) // 2}\nimpressions,{events // 2}\n"
+
+    def found(self, program):
+        return program.get(f"/analytics?timestamp={self.hour_ms}").text
+
+
+KINDS = [Captcha(), Interaction(), Hit()]
+# Those that the program has an endpoint for.
+SERVED = {"captcha"}
+ALL_SERVED = len(SERVED) == len(KINDS)
+
+
+@pytest.fixture(params=[kind for kind in KINDS if kind.kind in SERVED], ids=lambda kind: kind.kind)
 def kind(request):
     return request.param
 
@@ -100,10 +146,8 @@ def wait_retries(client, more, deadline_s=30):
     eventually(lambda: client.stats.retries >= goal, deadline_s, what=f"{goal} repeated requests")
 
 
-def check_counted_once(kind, program, space):
-    """Everything in the log is stored, and the report is what was put."""
-    if kind.kind == "captcha":
-        wait_stored(space, deadline_s=SETTLED_S)
+def check_counted_once(kind, program):
+    """The report is what was put, and stays so when all that the log holds is stored."""
     expected = kind.expected(EVENTS)
 
     def counted():
@@ -112,9 +156,11 @@ def check_counted_once(kind, program, space):
         return True
 
     eventually(counted, SETTLED_S, what="the report")
+    eventually(lambda: program.metric("millrace_lag_records") == 0, SETTLED_S, what="a lag of 0")
+    assert kind.found(program) == expected
 
 
-def test_stopped(kind, millrace, space):
+def test_stopped(kind, millrace):
     """SIGSTOP: connections are accepted by the kernel and nothing is answered."""
     program = millrace("run", settings=SMALL_RANGES)
     with sending(kind, program.url) as client:
@@ -123,10 +169,10 @@ def test_stopped(kind, millrace, space):
             program.pause()
             wait_retries(client, 2)
             program.resume()
-    check_counted_once(kind, program, space)
+    check_counted_once(kind, program)
 
 
-def test_slow(kind, millrace, space):
+def test_slow(kind, millrace):
     """Bodies and answers arrive after the client has given up waiting for them, or never."""
     program = millrace("run", settings=SMALL_RANGES)
     proxy = Proxy(f"127.0.0.1:{program.port}")
@@ -143,11 +189,11 @@ def test_slow(kind, millrace, space):
             proxy.cut()
             wait_retries(client, 1)
             proxy.mend()
-    check_counted_once(kind, program, space)
+    check_counted_once(kind, program)
     proxy.close()
 
 
-def test_restarted(kind, millrace, space):
+def test_restarted(kind, millrace):
     """kill -9, and started again on the same port."""
     program = millrace("run", settings=SMALL_RANGES)
     with sending(kind, program.url) as client:
@@ -156,7 +202,7 @@ def test_restarted(kind, millrace, space):
             program.kill()
             wait_retries(client, 1)
             program.start().wait_ready()
-    check_counted_once(kind, program, space)
+    check_counted_once(kind, program)
 
 
 @pytest.fixture(scope="module")
@@ -181,22 +227,22 @@ def test_answering_503(kind, millrace, module_kafka, servers):
         for _ in range(2):
             wait_accepted(client, EVENTS // 5)
             module_kafka.pause()
-            eventually(lambda: program.post("/v1/events", "{}", timeout_s=15).status == 503, 30, what="refusals")
+            eventually(lambda: program.post(kind.path, "{}", timeout_s=15).status == 503, 30, what="refusals")
             wait_retries(client, 2)
             module_kafka.resume()
-    check_counted_once(kind, program, space)
+    check_counted_once(kind, program)
     program.stop()
     space.remove_database()
 
 
-def test_small_bodies_only(kind, millrace, space):
+def test_small_bodies_only(kind, millrace):
     """A server that takes only small bodies is sent small ones."""
     small = {"MILLRACE_HTTP_BODY_BYTES_MAX": "100000", "MILLRACE_HTTP_EVENT_BYTES_MAX": "10000"}
     program = millrace("run", settings={**SMALL_RANGES, **small})
     with sending(kind, program.url, gzip=False) as client:
         pass
     assert client.stats.requests > EVENTS // 1000
-    check_counted_once(kind, program, space)
+    check_counted_once(kind, program)
 
 
 def test_rejected(millrace, space):
@@ -216,6 +262,28 @@ def test_rejected(millrace, space):
     assert {(rejection.code, rejection.field) for _, rejection in told} == {("bad_time", "time")}
     wait_stored(space)
     assert counters(program)[0]["served"] == 500
+
+
+@pytest.mark.skipif(not ALL_SERVED, reason="the example records events of all kinds")
+def test_example(millrace):
+    """The example visits itself and prints what was counted."""
+    program = millrace("run", settings=SMALL_RANGES)
+    said = subprocess.run(
+        [sys.executable, CLIENT / "examples" / "visits.py", "--server", program.url, "--visits", "20"],
+        env={**os.environ, "PYTHONPATH": str(CLIENT / "src")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert said.returncode == 0 and said.stderr == "", said.stderr
+    assert said.stdout.splitlines()[:2] == [
+        "captchas of this site   served 20, solved 7",
+        "hits of this hour       20 users, 20 impressions, 7 clicks",
+    ]
+    counted = {line.split()[1]: int(line.split()[2]) for line in said.stdout.splitlines() if "page_interaction" in line}
+    assert counted == {"page_interaction.pageview": 20, "page_interaction.cta_click": 7}
+    assert said.stdout.splitlines()[-1] == "this client             81 events put, 81 taken, 0 rejected"
 
 
 def test_installed(tmp_path):
