@@ -1,7 +1,9 @@
 """The beginning and the end of a client: close, `with`, the interpreter's end, forks."""
 
 import os
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import server as behave
+import urllib3
 from conftest import eventually
 from server import status, wait_for
 from test_delivery import accounts, put_hits
@@ -282,15 +285,35 @@ os.kill(os.getpid(), signal.SIGTERM)
     assert told.returncode != -signal.SIGTERM and len(server.keys()) == 10
 
 
-def test_a_pool_of_ones_own(server, client):
-    import urllib3
+@pytest.fixture
+def certificate(tmp_path):
+    """A certificate for 127.0.0.1 that nobody vouches for, with its key in the same file."""
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=test -addext subjectAltName=IP:127.0.0.1"
+    files = ["-keyout", tmp_path / "key.pem", "-out", tmp_path / "certificate.pem"]
+    subprocess.run([*command.split(), *files], check=True, capture_output=True, timeout=30)
+    both = tmp_path / "both.pem"
+    both.write_bytes((tmp_path / "key.pem").read_bytes() + (tmp_path / "certificate.pem").read_bytes())
+    return both
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_certificates(server, client, certificate):
+    """An unknown server is sent nothing, not even the token; a pool of one's own says whom to trust."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    url = server.url.replace("http:", "https:")
+    one = client(url, token="s3cret")
+    put_hits(one, 3)
+    eventually(lambda: one.stats.retries >= 2)
+    assert not server.requests and one.close(0.1) is False
 
     made = []
 
     def pool():
-        made.append(urllib3.PoolManager(headers={"X-Unused": "1"}))
+        made.append(urllib3.PoolManager(ca_certs=str(certificate)))
         return made[-1]
 
-    one = client(pool=pool)
+    one = client(url, token="s3cret", pool=pool)
     put_hits(one, 3)
     assert one.flush(10) and len(made) == 1 and len(server.keys()) == 3

@@ -164,8 +164,10 @@ class Lane:
                 # While the interpreter ends no thread can be started, so this one does the work.
                 self._thread = threading.current_thread()
         if self._is_own_thread():
-            self._run()
-            self._thread = None
+            try:
+                self._run()
+            finally:
+                self._thread = None
         elif thread is not None:
             thread.join(max(0.0, self._deadline - time.monotonic()))
         self._abandon()

@@ -46,7 +46,9 @@ class Transport:
         self._pool = self._make_pool()
 
     def _make_pool(self) -> urllib3.PoolManager:
-        return self._pool_factory() if self._pool_factory else urllib3.PoolManager(maxsize=CONNECTIONS_MAX)
+        if self._pool_factory:
+            return self._pool_factory()
+        return urllib3.PoolManager(maxsize=CONNECTIONS_MAX, cert_reqs="CERT_REQUIRED")
 
     def encode(self, body: bytes) -> tuple[bytes, bool]:
         """The body as it is to be sent, and whether it is compressed."""
