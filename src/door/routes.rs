@@ -33,16 +33,33 @@ impl Routes {
         Routes::default()
     }
 
-    /// Adds a path with the methods it takes. `HEAD` is allowed wherever `GET` is.
+    /// Adds methods to a path, which is new or has others already. `HEAD` is allowed wherever `GET` is.
     ///
     /// # Panics
     ///
-    /// When the pattern is malformed or was added before: both are mistakes in the program.
+    /// When the pattern is malformed or takes one of the methods already: both are mistakes in the program.
     #[must_use]
     pub fn route(mut self, pattern: &str, methods: &[(&'static str, Arc<dyn Endpoint>)]) -> Routes {
-        assert!(pattern.starts_with('/'), "{pattern} does not start with a slash");
         assert!(!methods.is_empty(), "{pattern} takes no method");
-        assert!(self.entries.iter().all(|e| e.pattern != pattern), "{pattern} was added before");
+        let known = self.entries.iter().position(|entry| entry.pattern == pattern);
+        let index = known.unwrap_or_else(|| self.add(pattern));
+        let entry = &mut self.entries[index];
+        for (method, endpoint) in methods {
+            assert!(entry.methods.iter().all(|(known, _)| known != method), "{method} {pattern} was added before");
+            entry.methods.push((*method, endpoint.clone()));
+        }
+        let mut allowed: Vec<&str> = entry.methods.iter().map(|(method, _)| *method).collect();
+        if allowed.contains(&"GET") && !allowed.contains(&"HEAD") {
+            allowed.push("HEAD");
+        }
+        // Leaked on purpose: built a few times for each route, and lives as long as the program.
+        entry.allow = Box::leak(allowed.join(", ").into_boxed_str());
+        self
+    }
+
+    /// A new path that takes no methods yet: its place.
+    fn add(&mut self, pattern: &str) -> usize {
+        assert!(pattern.starts_with('/'), "{pattern} does not start with a slash");
         let index = self.entries.len();
         match pattern.find('{') {
             None => {
@@ -58,14 +75,8 @@ impl Routes {
                 self.prefixes.push((pattern[..at].to_owned(), index));
             }
         }
-        let mut allowed: Vec<&str> = methods.iter().map(|(method, _)| *method).collect();
-        if allowed.contains(&"GET") && !allowed.contains(&"HEAD") {
-            allowed.push("HEAD");
-        }
-        // Leaked on purpose: built once for each route, and lives as long as the program.
-        let allow: &'static str = Box::leak(allowed.join(", ").into_boxed_str());
-        self.entries.push(Entry { pattern: pattern.to_owned(), methods: methods.to_vec(), allow });
-        self
+        self.entries.push(Entry { pattern: pattern.to_owned(), methods: Vec::new(), allow: "" });
+        index
     }
 
     /// Adds the list of all paths, as `GET /v1/`, unless that path is taken.
@@ -205,6 +216,14 @@ mod tests {
         assert_eq!(ask(&routes, "POST", "/v1/report").1, Err(Fault::MethodNotAllowed("GET, HEAD")));
         assert_eq!(ask(&routes, "post", "/v1/events").1, Err(Fault::MethodNotAllowed("POST")));
         assert_eq!(ask(&routes, "PUT", "/v1/events/7").1, Err(Fault::MethodNotAllowed("GET, DELETE, HEAD")));
+    }
+
+    #[test]
+    fn methods_of_one_path_may_come_one_by_one() {
+        let routes = routes().route("/v1/report", &[("POST", named("post"))]);
+        assert_eq!(ask(&routes, "GET", "/v1/report").1, Ok("report".into()));
+        assert_eq!(ask(&routes, "POST", "/v1/report").1, Ok("post".into()));
+        assert_eq!(ask(&routes, "PUT", "/v1/report").1, Err(Fault::MethodNotAllowed("GET, POST, HEAD")));
     }
 
     #[test]

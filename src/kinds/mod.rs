@@ -4,6 +4,7 @@
 //! A kind imports no stage. Adding one takes its folder here, its name in the list below, and `sql/NAME`.
 
 pub mod captcha;
+pub mod hit;
 
 pub mod excerpt;
 pub mod fields;
@@ -13,6 +14,7 @@ pub mod migrations;
 pub mod uuid_text;
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -36,7 +38,7 @@ macro_rules! register {
     };
 }
 
-register!(captcha::Captcha);
+register!(captcha::Captcha, hit::Hit);
 
 /// What is done for every kind.
 pub trait KindVisitor {
@@ -258,6 +260,9 @@ pub enum Rendered {
 
 /// A report of a kind: what may be asked, and how its tables answer it. Pure: the report stage runs the query.
 pub trait Report: Send + Sync + 'static {
+    /// How old an answer may be that is given again, counted from the start of its query; zero for asking each time. Only
+    /// short answers are kept.
+    const AGE_MAX: Duration = Duration::ZERO;
     /// A question, understood.
     type Query: Send + Sync;
     /// Reads the question; the error says what is wrong with which parameter and what is allowed.
