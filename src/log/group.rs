@@ -17,7 +17,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 
-use super::client::{complained, heard};
+use super::client::{Bearings, complained, heard};
 use super::{LogError, Options};
 use crate::config::GroupProtocol;
 
@@ -103,6 +103,7 @@ impl Tenures {
 
 struct Context {
     tenures: Mutex<Tenures>,
+    bearings: Bearings,
 }
 
 impl ClientContext for Context {
@@ -112,6 +113,10 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         complained(&error, reason);
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        self.bearings.told(statistics);
     }
 }
 
@@ -196,7 +201,8 @@ impl Group {
                 .set("session.timeout.ms", options.session_ms.to_string())
                 .set("heartbeat.interval.ms", (options.session_ms / 4).max(1).to_string());
         }
-        let context = Context { tenures: Mutex::new(Tenures::default()) };
+        let bearings = Bearings::new(&options.kafka, &mut config);
+        let context = Context { tenures: Mutex::default(), bearings };
         let consumer: BaseConsumer<Context> =
             config.create_with_context(context).map_err(failed("setting up the group's client"))?;
         consumer.subscribe(topics).map_err(failed("subscribing to the topics"))?;
@@ -205,6 +211,7 @@ impl Group {
 
     /// Serves the membership; to be called at least every few seconds.
     pub fn poll(&self, timeout: Duration) -> Vec<GroupEvent> {
+        self.consumer.context().bearings.keep(self.consumer.client());
         let failure = match self.consumer.poll(timeout) {
             Some(Err(error)) => self.fatal(error),
             // A record that slipped in before the pause: the partition's own reader has it too.
