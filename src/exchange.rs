@@ -21,6 +21,10 @@ pub struct Head<'a> {
     pub content_encoding: Option<&'a str>,
     /// The body's length in bytes as announced (0 without one).
     pub content_length: usize,
+    /// The value of `Idempotency-Key`: 1 to 255 visible ASCII characters.
+    pub idempotency_key: Option<&'a str>,
+    /// What `X-Request-Id` is answered with.
+    pub request_id: &'a str,
     /// Who sent it.
     pub peer: SocketAddr,
 }
@@ -46,11 +50,21 @@ impl Answer {
         Answer { status, content_type: "application/json", retry_after_s: None, allow: None, body }
     }
 
+    /// 204: nothing to say, so no body and no type of one.
+    pub fn no_content() -> Answer {
+        Answer { status: 204, content_type: "", retry_after_s: None, allow: None, body: Vec::new() }
+    }
+
     /// An answer in plain text.
-    pub fn text(status: u16, body: impl Into<String>) -> Answer {
-        let body = body.into().into_bytes();
+    pub fn text(status: u16, body: impl Into<Vec<u8>>) -> Answer {
+        let body = body.into();
         Answer { status, content_type: "text/plain; charset=utf-8", retry_after_s: None, allow: None, body }
     }
+}
+
+/// The last segment of a path, still percent-encoded.
+pub fn last_segment(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, segment)| segment)
 }
 
 /// What answers one method of one route. Called in a coroutine: it must not block a thread.

@@ -267,7 +267,8 @@ class Space:
 
     @property
     def group(self):
-        return f"{self.name}-writers"
+        """The group of the captcha kind's writers."""
+        return f"{self.name}-writers.captcha"
 
     @property
     def topic(self):
@@ -286,7 +287,7 @@ class Space:
         return {
             "MILLRACE_KAFKA_BROKERS": self.servers.kafka_brokers,
             "MILLRACE_KAFKA_TOPIC_PREFIX": self.topic_prefix,
-            "MILLRACE_KAFKA_GROUP": self.group,
+            "MILLRACE_KAFKA_GROUP": f"{self.name}-writers",
             "MILLRACE_CLICKHOUSE_URL": self.servers.clickhouse_url,
             "MILLRACE_CLICKHOUSE_DATABASE": self.database,
             "MILLRACE_CLICKHOUSE_USER": self.servers.clickhouse_user,

@@ -57,7 +57,7 @@ impl RejectSink for LogRejects {
                 %peer,
                 line,
                 code = reason.code,
-                field = reason.field,
+                field = reason.field.as_deref(),
                 reason = %reason.message,
                 bytes = raw.len(),
                 raw = excerpt::raw(raw),

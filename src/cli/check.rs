@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::{FAILED, block_on, out};
 use crate::config::{Config, Loaded, limits, show};
-use crate::kinds::migrations::ALL;
+use crate::kinds::MIGRATIONS;
 use crate::log::topics::{Admin, Cluster, Topic, TopicError, too_narrow};
 use crate::observe::descriptors_max;
 use crate::store::migrate::{self, MigrateError, NarrowWindow};
@@ -168,7 +168,7 @@ fn kafka(config: &Config) -> Vec<Finding> {
     };
     let message_bytes_max = limits::message_bytes_max(config.http.event_bytes_max);
     let mut found = Vec::new();
-    for kind in ALL {
+    for kind in MIGRATIONS {
         let topic = config.kafka.topic(kind.kind);
         let cluster = match admin.describe(&topic, TIMEOUT) {
             Ok(cluster) => cluster,

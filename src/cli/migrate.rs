@@ -1,5 +1,6 @@
 //! `millrace migrate`: the topic and the tables.
 
+use std::convert::Infallible;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -7,9 +8,7 @@ use clap::Args;
 
 use super::{FAILED, block_on, out};
 use crate::config::{Loaded, limits};
-use crate::kinds::Kind;
-use crate::kinds::captcha::Captcha;
-use crate::kinds::migrations::ALL;
+use crate::kinds::{Kind, KindVisitor, MIGRATIONS, visit_all};
 use crate::log::topics::{Admin, Cluster, Made, TopicError, too_narrow};
 use crate::store::Store;
 use crate::store::migrate;
@@ -36,15 +35,23 @@ pub struct Migrate {
     /// Print what would be done, change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Begin a new generation of the log, after the topic was deleted and created again or the cluster was replaced
+    /// Begin a new generation of every kind's log, after a topic was deleted and created again or the cluster was
+    /// replaced; a log that is well goes on where it is
     #[arg(long, conflicts_with = "dry_run")]
     new_generation: bool,
+    /// Begin it for this kind only (may be repeated)
+    #[arg(long, value_name = "KIND", requires = "new_generation", value_parser = kind_names())]
+    kind: Vec<String>,
+}
+
+fn kind_names() -> clap::builder::PossibleValuesParser {
+    MIGRATIONS.iter().map(|kind| kind.kind).collect::<Vec<_>>().into()
 }
 
 impl Migrate {
     pub(super) fn execute(self, loaded: &Loaded) -> ExitCode {
         match block_on(self.migrate(loaded)) {
-            Ok(Ok(())) if self.new_generation => open_generation(loaded),
+            Ok(Ok(())) if self.new_generation => self.open_generations(loaded),
             Ok(Ok(())) => ExitCode::SUCCESS,
             Ok(Err(error)) => {
                 out::error(error);
@@ -54,6 +61,16 @@ impl Migrate {
                 out::error(error);
                 ExitCode::from(FAILED)
             }
+        }
+    }
+
+    /// Opens new generations; what keeps one kind's from being opened does not keep the others'.
+    fn open_generations(&self, loaded: &Loaded) -> ExitCode {
+        let mut opener = Opener { loaded, kinds: &self.kind, failed: false };
+        match visit_all(&mut opener) {
+            Ok(()) if !opener.failed => ExitCode::SUCCESS,
+            Ok(()) => ExitCode::from(FAILED),
+            Err(never) => match never {},
         }
     }
 
@@ -76,7 +93,7 @@ impl Migrate {
             migrate::apply(&store, |step| out::line(step)).await?;
         }
         let message_bytes_max = limits::message_bytes_max(loaded.config.http.event_bytes_max);
-        for kind in ALL {
+        for kind in MIGRATIONS {
             let topic = loaded.config.kafka.topic(kind.kind);
             let before = admin.describe(&topic, KAFKA_ANSWER_MAX)?;
             if self.dry_run || before.topic.is_some() {
@@ -126,18 +143,32 @@ fn describe(topic: &str, cluster: &Cluster, loaded: &Loaded) -> String {
     }
 }
 
-/// Opens a new generation of the log and says where it starts.
-fn open_generation(loaded: &Loaded) -> ExitCode {
-    let topic = loaded.config.kafka.topic(Captcha::NAME);
-    match crate::run::recognise::open_generation::<Captcha>(&loaded.config, &topic) {
-        Ok(opened) => {
-            let (number, starts) = (opened.number, opened.start_offsets);
-            out::line(format!("opened generation {number} of {topic}, which starts at offsets {starts:?}"));
-            ExitCode::SUCCESS
+/// Opens a new generation of one kind after the other and says where it starts.
+struct Opener<'l> {
+    loaded: &'l Loaded,
+    /// Empty for all.
+    kinds: &'l [String],
+    failed: bool,
+}
+
+impl KindVisitor for Opener<'_> {
+    type Error = Infallible;
+
+    fn visit<K: Kind>(&mut self) -> Result<(), Infallible> {
+        if !self.kinds.is_empty() && !self.kinds.iter().any(|kind| kind == K::NAME) {
+            return Ok(());
         }
-        Err(error) => {
-            out::error(error);
-            ExitCode::from(FAILED)
+        let topic = self.loaded.config.kafka.topic(K::NAME);
+        match crate::run::recognise::open_generation::<K>(&self.loaded.config, &topic) {
+            Ok(opened) => {
+                let (number, starts) = (opened.number, opened.start_offsets);
+                out::line(format!("opened generation {number} of {topic}, which starts at offsets {starts:?}"));
+            }
+            Err(error) => {
+                out::error(format!("{topic}: {error}"));
+                self.failed = true;
+            }
         }
+        Ok(())
     }
 }

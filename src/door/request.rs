@@ -77,6 +77,8 @@ impl Summary {
                 .content_encoding_end
                 .map(|end| &self.text[self.content_type_end.unwrap_or(query_end)..end]),
             content_length: self.content_length,
+            idempotency_key: None,
+            request_id: "",
             peer,
         }
     }

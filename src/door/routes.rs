@@ -83,7 +83,7 @@ impl Routes {
     }
 
     /// The route's label (its pattern, or `-` where there is none) and what answers.
-    pub(super) fn find(&self, method: &str, path: &str) -> (&str, Result<&Arc<dyn Endpoint>, Fault>) {
+    pub(crate) fn find(&self, method: &str, path: &str) -> (&str, Result<&Arc<dyn Endpoint>, Fault>) {
         let Some(entry) = self.entry(path) else { return ("-", Err(Fault::NotFound(self.not_found(path)))) };
         let named = |name: &str| entry.methods.iter().find(|(m, _)| *m == name).map(|(_, endpoint)| endpoint);
         let endpoint = named(method).or_else(|| if method == "HEAD" { named("GET") } else { None });
@@ -164,6 +164,8 @@ mod tests {
             content_type: None,
             content_encoding: None,
             content_length: 0,
+            idempotency_key: None,
+            request_id: "",
             peer: ([127, 0, 0, 1], 1).into(),
         };
         let text = found.map(|e| String::from_utf8_lossy(&e.answer(&head, &mut Vec::new()).body).into_owned());

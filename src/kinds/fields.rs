@@ -90,26 +90,26 @@ fn not_an_object(value: Value<'_, '_>, names: &[&str]) -> Rejection {
 #[cold]
 fn repeated(name: &'static str) -> Rejection {
     let message = format!("expected `{name}` once, found it more than once");
-    Rejection { code: "repeated_field", field: Some(name), message: message.into() }
+    Rejection { code: "repeated_field", field: Some(name.into()), message: message.into() }
 }
 
 #[cold]
 fn missing(names: &[&'static str], place: usize) -> Rejection {
     let name = names[place];
     let message = format!("expected the field `{name}`, found none");
-    Rejection { code: "missing_field", field: Some(name), message: message.into() }
+    Rejection { code: "missing_field", field: Some(name.into()), message: message.into() }
 }
 
 #[cold]
 fn bad_time(name: &'static str, value: Value<'_, '_>, reason: &str) -> Rejection {
     let found = excerpt::value(value);
     let message = format!("expected an ISO 8601 time such as 2021-01-22T18:20:42.159246Z, found {found}: {reason}");
-    Rejection { code: "bad_time", field: Some(name), message: message.into() }
+    Rejection { code: "bad_time", field: Some(name.into()), message: message.into() }
 }
 
 #[cold]
 fn bad_uuid(name: &'static str, value: Value<'_, '_>) -> Rejection {
     let found = excerpt::value(value);
     let message = format!("expected a UUID such as 67e55044-10b1-426f-9247-bb680e5fe0c8, found {found}");
-    Rejection { code: "bad_uuid", field: Some(name), message: message.into() }
+    Rejection { code: "bad_uuid", field: Some(name.into()), message: message.into() }
 }

@@ -1,6 +1,6 @@
-//! Answers reports from the counters, never from the events.
+//! Answers the questions of the kinds out of their tables.
 //!
-//! In: a request's query. Out: its answer, whole and right, or a fault: ClickHouse away is a 503. Identical questions that
+//! In: a request's target. Out: its answer, whole and right, or a fault: ClickHouse away is a 503. Identical questions that
 //! come at once are asked once.
 
 pub mod flight;
@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
-use crate::exchange::{Answer, Endpoint, Fault, Head};
-use crate::kinds::Report;
+use crate::exchange::{Answer, Endpoint, Fault, Head, last_segment};
+use crate::kinds::{Question, Rendered, Report, Tables};
 use crate::store::{Store, StoreError};
 use flight::SingleFlight;
 
@@ -29,7 +29,9 @@ pub trait ReportObserver: Send + Sync + 'static {
 /// `GET` of a report.
 pub struct ReportEndpoint<R> {
     store: Store,
-    table: String,
+    tables: Tables,
+    /// Whether the path's last segment is a parameter.
+    with_segment: bool,
     timeout: Duration,
     flights: SingleFlight<Result<Bytes, Arc<StoreError>>>,
     observer: Arc<dyn ReportObserver>,
@@ -37,21 +39,22 @@ pub struct ReportEndpoint<R> {
 }
 
 impl<R: Report> ReportEndpoint<R> {
-    /// Reports from the counters table of this name; queries run on `runtime` and take `timeout` at most.
+    /// Reports for one path, out of a kind's tables; queries run on `runtime` and take `timeout` at most.
     pub fn new(
+        path: &str,
         store: Store,
-        counters_table: &str,
+        tables: Tables,
         timeout: Duration,
         runtime: Handle,
         observer: Arc<dyn ReportObserver>,
     ) -> ReportEndpoint<R> {
-        let table = store.table(counters_table);
         let flights = SingleFlight::new(runtime);
-        ReportEndpoint { store, table, timeout, flights, observer, report: PhantomData }
+        let with_segment = path.ends_with('}');
+        ReportEndpoint { store, tables, with_segment, timeout, flights, observer, report: PhantomData }
     }
 
     fn ask(&self, query: &R::Query) -> Result<Answer, Fault> {
-        let sql = R::sql(query, &self.table);
+        let sql = R::sql(query, &self.tables);
         let rows = self.flights.ask(&sql, self.timeout + MARGIN, || {
             let (store, sql, observer) = (self.store.clone(), sql.clone(), self.observer.clone());
             async move {
@@ -71,17 +74,22 @@ impl<R: Report> ReportEndpoint<R> {
                 return Err(Fault::Unavailable { message, retry_after_s: 2 });
             }
         };
-        let body = R::render(query, &rows).map_err(|error| {
-            tracing::error!(error, "a report's rows cannot be read");
-            Fault::Internal
-        })?;
-        Ok(Answer::json(200, body))
+        match R::render(query, &rows) {
+            Ok(Rendered::Json(body)) => Ok(Answer::json(200, body)),
+            Ok(Rendered::Text(body)) => Ok(Answer::text(200, body)),
+            Ok(Rendered::NotFound(message)) => Err(Fault::NotFound(message)),
+            Err(error) => {
+                tracing::error!(error, "a report's rows cannot be read");
+                Err(Fault::Internal)
+            }
+        }
     }
 }
 
 impl<R: Report> Endpoint for ReportEndpoint<R> {
     fn answer(&self, head: &Head<'_>, _body: &mut Vec<u8>) -> Answer {
-        let query = R::parse(head.query).map_err(Fault::BadParameter);
+        let segment = self.with_segment.then(|| last_segment(head.path));
+        let query = R::parse(Question { query: head.query, segment }).map_err(Fault::BadParameter);
         query.and_then(|query| self.ask(&query)).unwrap_or_else(|fault| fault.answer())
     }
 }

@@ -11,8 +11,8 @@ use super::{Program, RunError};
 use crate::accept::{AcceptObserver, AcceptOptions, Acceptor, LogRejects};
 use crate::batch::{self, Batch, Inlet, Options};
 use crate::config::limits;
-use crate::exchange::{Answer, Endpoint, Fault, Head};
-use crate::kinds::{Columns, Kind};
+use crate::exchange::{Answer, Endpoint, Fault, Head, last_segment};
+use crate::kinds::{Columns, Kind, QueryEvents};
 use crate::log::produce::{DeliveryObserver, Producer, Record};
 use crate::log::record;
 use crate::log::topic::Inspector;
@@ -24,8 +24,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// The pause that a client is asked to make.
 const RETRY_AFTER_S: u16 = 1;
 
-/// The accepting endpoint of one kind, which answers 503 until the log is known.
+/// The way in for events of one kind, which answers 503 until the log is known.
 pub struct Intake<K: Kind> {
+    kind: Arc<K>,
     acceptor: OnceLock<Acceptor<K>>,
     producer: Arc<Producer>,
     /// Whether Kafka was there when it was last asked.
@@ -45,13 +46,43 @@ impl<K: Kind> Intake<K> {
     }
 }
 
-impl<K: Kind> Endpoint for Intake<K> {
+/// Events as bodies.
+pub struct Bodies<K: Kind>(pub Arc<Intake<K>>);
+
+impl<K: Kind> Endpoint for Bodies<K> {
     fn admit(&self, head: &Head<'_>) -> Result<(), Fault> {
-        self.acceptor()?.admit(head)
+        self.0.acceptor()?.admit(head)
     }
 
     fn answer(&self, head: &Head<'_>, body: &mut Vec<u8>) -> Answer {
-        self.acceptor().map_or_else(|fault| fault.answer(), |acceptor| acceptor.answer(head, body))
+        self.0.acceptor().map_or_else(|fault| fault.answer(), |acceptor| acceptor.answer(head, body))
+    }
+}
+
+/// One event as the path's last segment.
+pub struct Segments<K: Kind>(pub Arc<Intake<K>>);
+
+impl<K: Kind> Endpoint for Segments<K> {
+    fn admit(&self, head: &Head<'_>) -> Result<(), Fault> {
+        self.0.acceptor()?.admit_segment(head)
+    }
+
+    fn answer(&self, head: &Head<'_>, _: &mut Vec<u8>) -> Answer {
+        let segment = last_segment(head.path);
+        self.0.acceptor().map_or_else(|fault| fault.answer(), |acceptor| acceptor.answer_segment(head, segment))
+    }
+}
+
+/// One event as the query.
+pub struct Queries<K: QueryEvents>(pub Arc<Intake<K>>);
+
+impl<K: QueryEvents> Endpoint for Queries<K> {
+    fn admit(&self, head: &Head<'_>) -> Result<(), Fault> {
+        self.0.acceptor()?.admit_query(head)
+    }
+
+    fn answer(&self, head: &Head<'_>, _: &mut Vec<u8>) -> Answer {
+        self.0.acceptor().map_or_else(|fault| fault.answer(), |acceptor| acceptor.answer_query(head))
     }
 }
 
@@ -60,10 +91,10 @@ fn unavailable(message: &'static str) -> Fault {
 }
 
 /// The intake of a kind; it opens in the background, once the log is known.
-pub fn open_intake<K: Kind + Default>(program: &Arc<Program>, topic: &str) -> Result<Arc<Intake<K>>, RunError> {
+pub fn open_intake<K: Kind>(program: &Arc<Program>, kind: Arc<K>, topic: &str) -> Result<Arc<Intake<K>>, RunError> {
     let metrics = program.metrics.kind(K::NAME);
     let producer = Arc::new(Producer::new(&program.log_options, Box::new(Deliveries(metrics)))?);
-    let intake = Arc::new(Intake { acceptor: OnceLock::new(), producer, answers: Arc::default() });
+    let intake = Arc::new(Intake { kind, acceptor: OnceLock::new(), producer, answers: Arc::default() });
     let condition =
         program.health.condition(format!("{} intake", K::NAME), &[Duty::Accept], "Kafka was not reached yet");
     let (program, topic, opening) = (program.clone(), topic.to_owned(), intake.clone());
@@ -76,7 +107,7 @@ pub fn open_intake<K: Kind + Default>(program: &Arc<Program>, topic: &str) -> Re
 }
 
 /// Opens the intake, then keeps it and the condition true to whether Kafka takes what it is sent.
-fn open_when_known<K: Kind + Default>(
+fn open_when_known<K: Kind>(
     program: &Program,
     topic: &str,
     intake: &Intake<K>,
@@ -127,12 +158,7 @@ fn ask(inspector: &Inspector, topic: &str, producer: &Producer) -> Result<(), St
 }
 
 /// The accepting stage of a kind.
-fn acceptor<K: Kind + Default>(
-    program: &Program,
-    partitions: u32,
-    inlet: Inlet<K::Columns>,
-    intake: &Intake<K>,
-) -> Acceptor<K> {
+fn acceptor<K: Kind>(program: &Program, partitions: u32, inlet: Inlet<K::Columns>, intake: &Intake<K>) -> Acceptor<K> {
     let http = &program.config.http;
     let options = AcceptOptions {
         partitions,
@@ -146,7 +172,14 @@ fn acceptor<K: Kind + Default>(
         false => Ok(()),
     };
     let (rejects, observer) = (LogRejects::default(), Accepted(program.metrics.kind(K::NAME)));
-    Acceptor::new(K::default(), options, Box::new(overload), Arc::new(inlet), Arc::new(rejects), Arc::new(observer))
+    Acceptor::new(
+        intake.kind.clone(),
+        options,
+        Box::new(overload),
+        Arc::new(inlet),
+        Arc::new(rejects),
+        Arc::new(observer),
+    )
 }
 
 /// How many partitions the log has. The count is part of the data, so it is compared with what is recorded; only while

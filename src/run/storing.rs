@@ -35,8 +35,11 @@ pub fn store_kind<K: Kind>(program: &Arc<Program>, topic: &str) -> Result<(), Ru
     };
     let recognise = recognition::<K>(program.clone(), inspector.clone(), log.clone());
     watch(program, inspector.clone(), topic, observer.clone(), recognise.clone())?;
+    let mut options = program.log_options.clone();
+    // Kinds share no group: a writer that joins or leaves one kind's must not stop the others'.
+    options.kafka.group = Some(format!("{}.{}", options.kafka.group(), K::NAME));
     let tools = |group| Tools {
-        options: program.log_options.clone(),
+        options: options.clone(),
         settings: program.writer_settings,
         log: log.clone(),
         group,
@@ -47,7 +50,7 @@ pub fn store_kind<K: Kind>(program: &Arc<Program>, topic: &str) -> Result<(), Ru
         observer: observer.clone(),
         is_ending: is_ending.clone(),
     };
-    members::store_log::<K>(&program.log_options, topic, &*is_ending, tools)?;
+    members::store_log::<K>(&options, topic, &*is_ending, tools)?;
     Ok(())
 }
 
