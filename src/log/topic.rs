@@ -8,6 +8,7 @@ use std::time::Duration;
 use rdkafka::bindings as sys;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::client::Plain;
 use super::facts::LogFacts;
@@ -65,6 +66,26 @@ impl Inspector {
         self.ask("asking for a partition's offsets", |consumer, timeout| {
             consumer.fetch_watermarks(topic, partition as i32, timeout).map_err(|error| error.to_string())
         })
+    }
+
+    /// How many records of each partition are not stored, as far as Kafka can tell: from what the group has committed, or
+    /// else from the log's start.
+    pub fn lags(&self, topic: &str) -> Result<Vec<i64>, LogError> {
+        let partitions = self.partitions(topic)?.unwrap_or(0);
+        let committed = self.ask("asking what is committed", |consumer, timeout| {
+            let mut asked = TopicPartitionList::new();
+            asked.add_partition_range(topic, 0, partitions.cast_signed() - 1);
+            consumer.committed_offsets(asked, timeout).map_err(|error| error.to_string())
+        })?;
+        let lag = |partition: u32| {
+            let (low, high) = self.watermarks(topic, partition)?;
+            let next = match committed.find_partition(topic, partition.cast_signed()).map(|found| found.offset()) {
+                Some(Offset::Offset(next)) => next,
+                _ => low,
+            };
+            Ok((high - next).max(0))
+        };
+        (0..partitions).map(lag).collect()
     }
 
     /// One past the newest offset of a partition; `None` when Kafka does not tell at once.
