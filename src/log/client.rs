@@ -78,12 +78,17 @@ impl Bearings {
     /// To be called every second or so: gives a client that has no broker left the configured ones.
     pub fn keep<C: ClientContext>(&self, client: &Client<C>) {
         // The client keeps each list that it is given: it is given one for each time that it tells of none.
-        if !self.lost.swap(false, Ordering::AcqRel) {
-            return;
+        if self.lost.swap(false, Ordering::AcqRel) {
+            tracing::info!("a client of Kafka has lost all brokers and begins again with the configured ones");
+            self.restore(client);
         }
+    }
+
+    /// Gives a client the configured brokers, whatever it knows: those that it does not need it drops by itself.
+    pub fn restore<C: ClientContext>(&self, client: &Client<C>) {
         // SAFETY: the client is alive, and the text, which ends with NUL, is copied before the call returns.
         let brokers = unsafe { sys::rd_kafka_brokers_add(client.native_ptr(), self.brokers.as_ptr()) };
-        tracing::info!(brokers, "a client of Kafka has lost all brokers and begins again with the configured ones");
+        tracing::debug!(brokers, "gave a client of Kafka the configured brokers");
     }
 }
 
