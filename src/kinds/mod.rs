@@ -85,7 +85,12 @@ pub trait Columns: Default + Send + 'static {
         self.len() == 0
     }
     /// About how many bytes they take in a record of the log.
-    fn bytes(&self) -> usize;
+    fn bytes(&self) -> usize {
+        self.bytes_of(0..self.len())
+    }
+    /// About how many bytes some of them take. To be told in constant time; for one event at most its text's length in
+    /// the request and [`EVENT_COLUMNS_BYTES`](crate::config::limits::EVENT_COLUMNS_BYTES).
+    fn bytes_of(&self, rows: std::ops::Range<usize>) -> usize;
     /// Adds events of `from`, in order: the rows `rows.start..rows.end`.
     fn append(&mut self, from: &Self, rows: std::ops::Range<usize>);
     /// The columns of a record of the log.
