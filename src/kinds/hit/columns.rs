@@ -130,8 +130,9 @@ impl Columns for HitColumns {
         self.timestamps_ms.len()
     }
 
-    fn bytes(&self) -> usize {
-        self.len() * ROW_BYTES + self.user_text.len()
+    fn bytes_of(&self, rows: Range<usize>) -> usize {
+        let text = self.user_offsets[rows.end] - self.user_offsets[rows.start];
+        rows.len() * ROW_BYTES + text as usize
     }
 
     fn append(&mut self, from: &Self, rows: Range<usize>) {
@@ -294,6 +295,8 @@ mod tests {
         let (columns, expected) = some(1000);
         let text: usize = expected.iter().map(|event| event.user.len()).sum();
         assert_eq!((columns.len(), columns.bytes()), (1000, 30_000 + text));
+        assert_eq!(columns.bytes_of(3..5), 60 + expected[3].user.len() + expected[4].user.len());
+        assert_eq!(columns.bytes_of(1000..1000), 0);
         assert_eq!(events(&columns), expected);
         let batch = columns.clone().into_batch();
         assert_eq!(batch.schema(), HitColumns::schema());
