@@ -130,8 +130,8 @@ impl Columns for HitColumns {
         self.timestamps_ms.len()
     }
 
-    fn bytes(&self) -> usize {
-        self.len() * ROW_BYTES + self.user_text.len()
+    fn bytes_of(&self, rows: Range<usize>) -> usize {
+        rows.len() * ROW_BYTES + (self.user_offsets[rows.end] - self.user_offsets[rows.start]) as usize
     }
 
     fn append(&mut self, from: &Self, rows: Range<usize>) {
