@@ -103,8 +103,9 @@ impl<V: Clone + Send + Sync + 'static> KeptAnswers<V> {
     /// The slot of a question; a new one takes the place of the oldest answer where there is no room.
     fn slot<'s>(&self, slots: &'s mut Slots<V>, question: &str, now: Instant) -> &'s mut Slot<V> {
         if !slots.contains_key(question) && slots.len() >= self.slots_max {
-            let is_young =
-                |slot: &Slot<V>| slot.answer.as_ref().is_some_and(|(began, _)| now.duration_since(*began) <= self.age_max);
+            let is_young = |slot: &Slot<V>| {
+                slot.answer.as_ref().is_some_and(|(began, _)| now.duration_since(*began) <= self.age_max)
+            };
             slots.retain(|_, slot| slot.under_way.is_some() || is_young(slot));
             let idle = slots.iter().filter(|(_, slot)| slot.under_way.is_none());
             let oldest = idle.min_by_key(|(_, slot)| slot.asked).map(|(question, _)| question.clone());

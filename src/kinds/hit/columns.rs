@@ -131,7 +131,8 @@ impl Columns for HitColumns {
     }
 
     fn bytes_of(&self, rows: Range<usize>) -> usize {
-        rows.len() * ROW_BYTES + (self.user_offsets[rows.end] - self.user_offsets[rows.start]) as usize
+        let text = self.user_offsets[rows.end] - self.user_offsets[rows.start];
+        rows.len() * ROW_BYTES + text as usize
     }
 
     fn append(&mut self, from: &Self, rows: Range<usize>) {
@@ -167,7 +168,8 @@ impl Columns for HitColumns {
         let actions = numbers::<Int8Type>(batch, 2)?;
         let event_ids = ids(batch, 3)?;
         let origins = numbers::<Int8Type>(batch, 4)?;
-        let bad = |column: &str, row: usize, what: String| Err(BadRecord(format!("column {column}, row {row}: {what}")));
+        let bad =
+            |column: &str, row: usize, what: String| Err(BadRecord(format!("column {column}, row {row}: {what}")));
         if let Some(row) = timestamps_ms.iter().position(|instant| !INSTANTS_MS.contains(instant)) {
             return bad("timestamp", row, format!("{} ms is outside the years 1970 to 2100", timestamps_ms[row]));
         }
@@ -223,7 +225,9 @@ fn users(batch: &RecordBatch, field: usize) -> Result<(String, Vec<i32>), BadRec
         let user = user.unwrap_or_default();
         if !(1..=USER_BYTES_MAX).contains(&user.len()) {
             let bytes = user.len();
-            return Err(BadRecord(format!("column user, row {row}: expected 1 to {USER_BYTES_MAX} bytes, found {bytes}")));
+            return Err(BadRecord(format!(
+                "column user, row {row}: expected 1 to {USER_BYTES_MAX} bytes, found {bytes}"
+            )));
         }
         users.push_user(user);
     }
@@ -291,6 +295,8 @@ mod tests {
         let (columns, expected) = some(1000);
         let text: usize = expected.iter().map(|event| event.user.len()).sum();
         assert_eq!((columns.len(), columns.bytes()), (1000, 30_000 + text));
+        assert_eq!(columns.bytes_of(3..5), 60 + expected[3].user.len() + expected[4].user.len());
+        assert_eq!(columns.bytes_of(1000..1000), 0);
         assert_eq!(events(&columns), expected);
         let batch = columns.clone().into_batch();
         assert_eq!(batch.schema(), HitColumns::schema());

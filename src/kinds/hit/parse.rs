@@ -171,8 +171,9 @@ fn bad_timestamp(value: Value<'_, '_>) -> Rejection {
         Some(number) => format!("the number {number:?}"),
         None => excerpt::value(value),
     };
-    let message =
-        format!("expected an integer, milliseconds since 1970 such as 1611339642159 (to the end of 2100), found {found}");
+    let message = format!(
+        "expected an integer, milliseconds since 1970 such as 1611339642159 (to the end of 2100), found {found}"
+    );
     Rejection { code: "bad_timestamp", field: Some("timestamp".into()), message: message.into() }
 }
 
@@ -305,7 +306,8 @@ mod tests {
 
     #[test]
     fn half_a_pair_is_found() {
-        for half in [r#"["\ud800"]"#, r#"["\udc00"]"#, r#"["\ud800x"]"#, r#"["\ud800\ud800"]"#, r#"["\uD83D\uDE00\uDE00"]"#]
+        for half in
+            [r#"["\ud800"]"#, r#"["\udc00"]"#, r#"["\ud800x"]"#, r#"["\ud800\ud800"]"#, r#"["\uD83D\uDE00\uDE00"]"#]
         {
             assert!(has_half_of_a_pair(half.as_bytes()), "{half}");
         }

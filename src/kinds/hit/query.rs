@@ -130,7 +130,8 @@ mod tests {
 
     fn refusal(query: &str) -> String {
         let message = read(query, sent(query, None)).expect_err(query);
-        let (message, _) = message.split_once("; allowed are timestamp, user, event_id, and one of click").expect(query);
+        let (message, _) =
+            message.split_once("; allowed are timestamp, user, event_id, and one of click").expect(query);
         message.to_owned()
     }
 
@@ -182,9 +183,20 @@ mod tests {
         for (text, timestamp_ms) in [("0", 0), ("4133980799999", 4_133_980_799_999)] {
             assert_eq!(hit(&format!("timestamp={text}&user=a&click")).timestamp_ms, timestamp_ms);
         }
-        for text in
-            ["", "-1", "+1", "%2B1", "1.0", "1e3", "0x1", "4133980800000", "99999999999999999999", "١", "2021-01-25", "1 "]
-        {
+        for text in [
+            "",
+            "-1",
+            "+1",
+            "%2B1",
+            "1.0",
+            "1e3",
+            "0x1",
+            "4133980800000",
+            "99999999999999999999",
+            "١",
+            "2021-01-25",
+            "1 ",
+        ] {
             let message = refusal(&format!("timestamp={text}&user=a&click"));
             assert!(message.starts_with("parameter \"timestamp\": expected milliseconds since 1970"), "{message}");
         }
