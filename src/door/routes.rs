@@ -33,16 +33,22 @@ impl Routes {
         Routes::default()
     }
 
-    /// Adds a path with the methods it takes. `HEAD` is allowed wherever `GET` is.
+    /// Adds a path with the methods it takes, or further methods to a path. `HEAD` is allowed wherever `GET` is.
     ///
     /// # Panics
     ///
-    /// When the pattern is malformed or was added before: both are mistakes in the program.
+    /// When the pattern is malformed or takes the method already: both are mistakes in the program.
     #[must_use]
     pub fn route(mut self, pattern: &str, methods: &[(&'static str, Arc<dyn Endpoint>)]) -> Routes {
         assert!(pattern.starts_with('/'), "{pattern} does not start with a slash");
         assert!(!methods.is_empty(), "{pattern} takes no method");
-        assert!(self.entries.iter().all(|e| e.pattern != pattern), "{pattern} was added before");
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.pattern == pattern) {
+            let is_new = |method: &str| entry.methods.iter().all(|(known, _)| *known != method);
+            assert!(methods.iter().all(|(method, _)| is_new(method)), "{pattern} takes a method already");
+            entry.methods.extend_from_slice(methods);
+            entry.allow = allow(&entry.methods);
+            return self;
+        }
         let index = self.entries.len();
         match pattern.find('{') {
             None => {
@@ -58,13 +64,7 @@ impl Routes {
                 self.prefixes.push((pattern[..at].to_owned(), index));
             }
         }
-        let mut allowed: Vec<&str> = methods.iter().map(|(method, _)| *method).collect();
-        if allowed.contains(&"GET") && !allowed.contains(&"HEAD") {
-            allowed.push("HEAD");
-        }
-        // Leaked on purpose: built once for each route, and lives as long as the program.
-        let allow: &'static str = Box::leak(allowed.join(", ").into_boxed_str());
-        self.entries.push(Entry { pattern: pattern.to_owned(), methods: methods.to_vec(), allow });
+        self.entries.push(Entry { pattern: pattern.to_owned(), methods: methods.to_vec(), allow: allow(methods) });
         self
     }
 
@@ -121,6 +121,16 @@ impl Routes {
             }
         }
     }
+}
+
+/// The value of `Allow` for these methods.
+fn allow(methods: &[(&'static str, Arc<dyn Endpoint>)]) -> &'static str {
+    let mut allowed: Vec<&str> = methods.iter().map(|(method, _)| *method).collect();
+    if allowed.contains(&"GET") && !allowed.contains(&"HEAD") {
+        allowed.push("HEAD");
+    }
+    // Leaked on purpose: built a few times for each route, and lives as long as the program.
+    Box::leak(allowed.join(", ").into_boxed_str())
 }
 
 /// Answers with the list of paths.
@@ -205,6 +215,14 @@ mod tests {
         assert_eq!(ask(&routes, "POST", "/v1/report").1, Err(Fault::MethodNotAllowed("GET, HEAD")));
         assert_eq!(ask(&routes, "post", "/v1/events").1, Err(Fault::MethodNotAllowed("POST")));
         assert_eq!(ask(&routes, "PUT", "/v1/events/7").1, Err(Fault::MethodNotAllowed("GET, DELETE, HEAD")));
+    }
+
+    #[test]
+    fn methods_of_a_path_may_be_added_one_by_one() {
+        let routes = Routes::new().route("/x", &[("GET", named("get"))]).route("/x", &[("POST", named("post"))]);
+        assert_eq!(ask(&routes, "GET", "/x").1, Ok("get".into()));
+        assert_eq!(ask(&routes, "POST", "/x").1, Ok("post".into()));
+        assert_eq!(ask(&routes, "PUT", "/x").1, Err(Fault::MethodNotAllowed("GET, POST, HEAD")));
     }
 
     #[test]

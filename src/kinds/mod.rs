@@ -4,12 +4,17 @@
 //! A kind imports no stage. Adding one takes its folder here, its name in the list below, and `sql/NAME`.
 
 pub mod captcha;
+pub mod interaction;
 
 pub mod excerpt;
 pub mod fields;
 pub mod instant;
+pub mod json_text;
 pub mod made_key;
 pub mod migrations;
+pub mod parameters;
+pub mod record_columns;
+pub mod row_binary;
 pub mod uuid_text;
 
 use std::borrow::Cow;
@@ -36,7 +41,7 @@ macro_rules! register {
     };
 }
 
-register!(captcha::Captcha);
+register!(captcha::Captcha, interaction::Interaction);
 
 /// What is done for every kind.
 pub trait KindVisitor {
@@ -174,7 +179,7 @@ pub trait Kind: Send + Sync + Sized + 'static {
     fn open(config: &Config) -> Result<Self, String>;
     /// Reads again what it has read of files. `Ok` says what is in force now; the error says why the old is still in force.
     fn reload(&self) -> Result<String, String> {
-        Ok("nothing to reload".to_owned())
+        Ok("reads no files".to_owned())
     }
     /// What it serves, and where.
     fn endpoints(on: &mut impl Endpoints<Self>);
