@@ -298,6 +298,38 @@ def test_migrate_says_what_it_would_do_then_does_it_once(space):
     assert space.store.rows(f"SELECT * FROM {space.database}.schema_migrations ORDER BY number") == recorded
 
 
+def test_a_topic_made_for_smaller_events_is_widened(space):
+    migrate(space)
+    space.log.delete_topics([space.topic])
+    eventually(lambda: space.topic not in space.log.topics(), what="the topic to be gone")
+    # As an earlier version made it.
+    space.log.create_topic(space.topic, 4, **{"max.message.bytes": "1048588", "retention.ms": "604800001"})
+    status, out, _ = tell(space, "check", settings=free_listen())
+    assert status == 1 and findings(out)["topic"] == "FAIL"
+    assert "takes records of 1048588 bytes" in out and "run millrace migrate" in out
+
+    status, out, err = tell(space, "migrate", "--dry-run")
+    raised = f"max.message.bytes of the topic {space.topic} from 1048588 to 1067008"
+    assert (status, err) == (0, "") and f"would raise {raised}" in out
+    assert space.log.topic_settings(space.topic)["max.message.bytes"] == "1048588"
+    status, out, err = tell(space, "migrate")
+    assert (status, err) == (0, "") and f"\nraised {raised}" in out
+    # That setting alone.
+    settings = space.log.topic_settings(space.topic)
+    assert (settings["max.message.bytes"], settings["retention.ms"]) == ("1067008", "604800001")
+    status, out, _ = tell(space, "check", settings=free_listen())
+    assert status == 0 and findings(out)["topic"] == "OK"
+    status, out, err = tell(space, "migrate")
+    assert (status, err) == (0, "") and "raised" not in out
+
+    # Larger events need more, smaller ones no less.
+    settings = {"MILLRACE_HTTP_EVENT_BYTES_MAX": str(4 << 20)}
+    status, out, _ = tell(space, "migrate", settings=settings)
+    assert status == 0 and "to 4212736" in out
+    status, out, _ = tell(space, "migrate")
+    assert status == 0 and "raised" not in out
+
+
 def test_many_migrate_at_once(space):
     outcomes = []
     threads = [threading.Thread(target=lambda: outcomes.append(tell(space, "migrate"))) for _ in range(4)]

@@ -7,9 +7,9 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{FAILED, block_on, out};
-use crate::config::Loaded;
+use crate::config::{Loaded, limits};
 use crate::kinds::{Kind, KindVisitor, MIGRATIONS, visit_all};
-use crate::log::topics::{Admin, Cluster, Made};
+use crate::log::topics::{Admin, Cluster, Made, TopicError, too_narrow};
 use crate::store::Store;
 use crate::store::migrate;
 
@@ -22,7 +22,7 @@ const KAFKA_MAKE_MAX: Duration = Duration::from_secs(15);
 ///
 /// Creates the database, applies the migrations that are missing and records each with its checksum, and creates the
 /// Kafka topic of each kind (kafka.partitions, kafka.replication; records are kept for 7 days). What is there is left
-/// as it is, so it may be run any number of times, and by two at once. An edited migration, a database that a newer
+/// as it is (but a topic that cannot take an event of http.event_bytes_max is made to), so it may be run any number of times, and by two at once. An edited migration, a database that a newer
 /// program has migrated, and a server older than ClickHouse 25.8 are refused.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
@@ -92,20 +92,41 @@ impl Migrate {
         } else {
             migrate::apply(&store, |step| out::line(step)).await?;
         }
+        let message_bytes_max = limits::message_bytes_max(loaded.config.http.event_bytes_max);
         for kind in MIGRATIONS {
             let topic = loaded.config.kafka.topic(kind.kind);
             let before = admin.describe(&topic, KAFKA_ANSWER_MAX)?;
             if self.dry_run || before.topic.is_some() {
                 out::line(describe(&topic, &before, loaded));
+            }
+            if before.topic.is_some() {
+                self.widen(&admin, &topic, message_bytes_max).await?;
+            }
+            if self.dry_run || before.topic.is_some() {
                 continue;
             }
-            let made = admin.make(&topic, KAFKA_MAKE_MAX).await?;
+            let made = admin.make(&topic, message_bytes_max, KAFKA_MAKE_MAX).await?;
             let partitions = loaded.config.kafka.partitions;
             out::line(match made {
                 Made::Created => format!("created the topic {topic} with {partitions} partitions"),
                 Made::Existed => format!("the topic {topic} was created meanwhile"),
             });
         }
+        Ok(())
+    }
+
+    /// Lets a topic that was made for smaller events take the largest one that is accepted now.
+    async fn widen(&self, admin: &Admin<'_>, topic: &str, message_bytes_max: u64) -> Result<(), TopicError> {
+        let settings = admin.settings(topic, KAFKA_ANSWER_MAX).await?;
+        let Some(taken) = too_narrow(&settings, message_bytes_max) else { return Ok(()) };
+        if self.dry_run {
+            out::line(format!(
+                "would raise max.message.bytes of the topic {topic} from {taken} to {message_bytes_max}"
+            ));
+            return Ok(());
+        }
+        admin.widen(topic, message_bytes_max, KAFKA_ANSWER_MAX)?;
+        out::line(format!("raised max.message.bytes of the topic {topic} from {taken} to {message_bytes_max}"));
         Ok(())
     }
 }

@@ -85,7 +85,7 @@ pub struct Kafka {
     pub brokers: String,
     /// The topic of a kind is `PREFIX.KIND`.
     pub topic_prefix: String,
-    /// The writers' consumer group; `None` for [`Kafka::group`]'s default.
+    /// What the writers' consumer groups, `GROUP.KIND`, begin with; `None` for [`Kafka::group`]'s default.
     pub group: Option<String>,
     /// Partitions of a topic that has to be created.
     pub partitions: u32,
@@ -124,7 +124,7 @@ impl Default for Kafka {
 }
 
 impl Kafka {
-    /// The consumer group of the writers: as configured, else `PREFIX-writer`.
+    /// What the writers' consumer groups begin with: as configured, else `PREFIX-writer`.
     pub fn group(&self) -> String {
         self.group.clone().unwrap_or_else(|| format!("{}-writer", self.topic_prefix))
     }

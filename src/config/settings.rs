@@ -153,7 +153,11 @@ pub const SETTINGS: &[Setting] = &[
     setting!(http.shutdown_ms_max, Whole(limits::SHUTDOWN_MS, "ms"), "longest that an orderly end may take"),
     setting!(kafka.brokers, Brokers, "Kafka's bootstrap servers"),
     setting!(kafka.topic_prefix, TOPIC_PREFIX, "a kind's topic is PREFIX.KIND"),
-    setting!(kafka.group, Optional(GROUP), "the writers' consumer group; PREFIX-writer by default"),
+    setting!(
+        kafka.group,
+        Optional(GROUP),
+        "the consumer group of a kind's writers is GROUP.KIND; PREFIX-writer by default"
+    ),
     setting!(kafka.partitions, Whole32(limits::PARTITIONS, ""), "partitions of a topic that has to be created"),
     setting!(kafka.replication, Whole32(limits::REPLICATION, ""), "replicas of a topic that has to be created"),
     setting!(kafka.group_protocol, GROUP_PROTOCOLS, "how writers share partitions; \"consumer\" needs Kafka 4"),

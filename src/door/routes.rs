@@ -33,22 +33,33 @@ impl Routes {
         Routes::default()
     }
 
-    /// Adds a path with the methods it takes, or further methods to a path. `HEAD` is allowed wherever `GET` is.
+    /// Adds methods to a path, which is new or has others already. `HEAD` is allowed wherever `GET` is.
     ///
     /// # Panics
     ///
-    /// When the pattern is malformed or takes the method already: both are mistakes in the program.
+    /// When the pattern is malformed or takes one of the methods already: both are mistakes in the program.
     #[must_use]
     pub fn route(mut self, pattern: &str, methods: &[(&'static str, Arc<dyn Endpoint>)]) -> Routes {
-        assert!(pattern.starts_with('/'), "{pattern} does not start with a slash");
         assert!(!methods.is_empty(), "{pattern} takes no method");
-        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.pattern == pattern) {
-            let is_new = |method: &str| entry.methods.iter().all(|(known, _)| *known != method);
-            assert!(methods.iter().all(|(method, _)| is_new(method)), "{pattern} takes a method already");
-            entry.methods.extend_from_slice(methods);
-            entry.allow = allow(&entry.methods);
-            return self;
+        let known = self.entries.iter().position(|entry| entry.pattern == pattern);
+        let index = known.unwrap_or_else(|| self.add(pattern));
+        let entry = &mut self.entries[index];
+        for (method, endpoint) in methods {
+            assert!(entry.methods.iter().all(|(known, _)| known != method), "{method} {pattern} was added before");
+            entry.methods.push((*method, endpoint.clone()));
         }
+        let mut allowed: Vec<&str> = entry.methods.iter().map(|(method, _)| *method).collect();
+        if allowed.contains(&"GET") && !allowed.contains(&"HEAD") {
+            allowed.push("HEAD");
+        }
+        // Leaked on purpose: built a few times for each route, and lives as long as the program.
+        entry.allow = Box::leak(allowed.join(", ").into_boxed_str());
+        self
+    }
+
+    /// A new path that takes no methods yet: its place.
+    fn add(&mut self, pattern: &str) -> usize {
+        assert!(pattern.starts_with('/'), "{pattern} does not start with a slash");
         let index = self.entries.len();
         match pattern.find('{') {
             None => {
@@ -64,8 +75,8 @@ impl Routes {
                 self.prefixes.push((pattern[..at].to_owned(), index));
             }
         }
-        self.entries.push(Entry { pattern: pattern.to_owned(), methods: methods.to_vec(), allow: allow(methods) });
-        self
+        self.entries.push(Entry { pattern: pattern.to_owned(), methods: Vec::new(), allow: "" });
+        index
     }
 
     /// Adds the list of all paths, as `GET /v1/`, unless that path is taken.
@@ -121,16 +132,6 @@ impl Routes {
             }
         }
     }
-}
-
-/// The value of `Allow` for these methods.
-fn allow(methods: &[(&'static str, Arc<dyn Endpoint>)]) -> &'static str {
-    let mut allowed: Vec<&str> = methods.iter().map(|(method, _)| *method).collect();
-    if allowed.contains(&"GET") && !allowed.contains(&"HEAD") {
-        allowed.push("HEAD");
-    }
-    // Leaked on purpose: built a few times for each route, and lives as long as the program.
-    Box::leak(allowed.join(", ").into_boxed_str())
 }
 
 /// Answers with the list of paths.
@@ -218,11 +219,11 @@ mod tests {
     }
 
     #[test]
-    fn methods_of_a_path_may_be_added_one_by_one() {
-        let routes = Routes::new().route("/x", &[("GET", named("get"))]).route("/x", &[("POST", named("post"))]);
-        assert_eq!(ask(&routes, "GET", "/x").1, Ok("get".into()));
-        assert_eq!(ask(&routes, "POST", "/x").1, Ok("post".into()));
-        assert_eq!(ask(&routes, "PUT", "/x").1, Err(Fault::MethodNotAllowed("GET, POST, HEAD")));
+    fn methods_of_one_path_may_come_one_by_one() {
+        let routes = routes().route("/v1/report", &[("POST", named("post"))]);
+        assert_eq!(ask(&routes, "GET", "/v1/report").1, Ok("report".into()));
+        assert_eq!(ask(&routes, "POST", "/v1/report").1, Ok("post".into()));
+        assert_eq!(ask(&routes, "PUT", "/v1/report").1, Err(Fault::MethodNotAllowed("GET, POST, HEAD")));
     }
 
     #[test]

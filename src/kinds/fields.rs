@@ -75,7 +75,18 @@ impl<'t, 'v, const N: usize> Fields<'t, 'v, N> {
     /// A required UUID.
     #[inline]
     pub fn uuid(&self, place: usize) -> Result<[u8; 16], Rejection> {
-        let value = self.required(place)?;
+        self.read_uuid(place, self.required(place)?)
+    }
+
+    /// A UUID that may be absent or null.
+    #[inline]
+    pub fn optional_uuid(&self, place: usize) -> Result<Option<[u8; 16]>, Rejection> {
+        let value = self.optional(place)?.filter(|value| !value.is_null());
+        value.map(|value| self.read_uuid(place, value)).transpose()
+    }
+
+    #[inline]
+    fn read_uuid(&self, place: usize, value: Value<'t, 'v>) -> Result<[u8; 16], Rejection> {
         let read = value.as_str().and_then(|text| parse_uuid(text.as_bytes()));
         read.ok_or_else(|| bad_uuid(self.names[place], value))
     }

@@ -4,6 +4,7 @@
 //! A kind imports no stage. Adding one takes its folder here, its name in the list below, and `sql/NAME`.
 
 pub mod captcha;
+pub mod hit;
 pub mod interaction;
 
 pub mod excerpt;
@@ -18,6 +19,7 @@ pub mod row_binary;
 pub mod uuid_text;
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -41,7 +43,7 @@ macro_rules! register {
     };
 }
 
-register!(captcha::Captcha, interaction::Interaction);
+register!(captcha::Captcha, interaction::Interaction, hit::Hit);
 
 /// What is done for every kind.
 pub trait KindVisitor {
@@ -88,7 +90,12 @@ pub trait Columns: Default + Send + 'static {
         self.len() == 0
     }
     /// About how many bytes they take in a record of the log.
-    fn bytes(&self) -> usize;
+    fn bytes(&self) -> usize {
+        self.bytes_of(0..self.len())
+    }
+    /// About how many bytes some of them take. To be told in constant time; for one event at most its text's length in
+    /// the request and [`EVENT_COLUMNS_BYTES`](crate::config::limits::EVENT_COLUMNS_BYTES).
+    fn bytes_of(&self, rows: std::ops::Range<usize>) -> usize;
     /// Adds events of `from`, in order: the rows `rows.start..rows.end`.
     fn append(&mut self, from: &Self, rows: std::ops::Range<usize>);
     /// The columns of a record of the log.
@@ -263,6 +270,9 @@ pub enum Rendered {
 
 /// A report of a kind: what may be asked, and how its tables answer it. Pure: the report stage runs the query.
 pub trait Report: Send + Sync + 'static {
+    /// How old an answer may be that is given again, counted from the start of its query; zero for asking each time. Only
+    /// short answers are kept.
+    const AGE_MAX: Duration = Duration::ZERO;
     /// A question, understood.
     type Query: Send + Sync;
     /// Reads the question; the error says what is wrong with which parameter and what is allowed.

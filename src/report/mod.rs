@@ -1,9 +1,11 @@
 //! Answers the questions of the kinds out of their tables.
 //!
 //! In: a request's target. Out: its answer, whole and right, or a fault: ClickHouse away is a 503. Identical questions that
-//! come at once are asked once.
+//! come at once are asked once, and a report that allows its answers an age ([`Report::AGE_MAX`]) is answered from memory
+//! until then.
 
 pub mod flight;
+pub mod kept;
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -16,6 +18,13 @@ use crate::exchange::{Answer, Endpoint, Fault, Head, last_segment};
 use crate::kinds::{Question, Rendered, Report, Tables};
 use crate::store::{Store, StoreError};
 use flight::SingleFlight;
+use kept::KeptAnswers;
+
+/// Answers of one report that are kept: with [`KEPT_BYTES_MAX`], 64 MiB of them at most.
+const KEPT_MAX: usize = 1024;
+
+/// The longest answer that is kept, as ClickHouse gave it.
+const KEPT_BYTES_MAX: usize = 64 << 10;
 
 /// Beyond the store's own bound, so that its error comes first.
 const MARGIN: Duration = Duration::from_millis(500);
@@ -26,6 +35,9 @@ pub trait ReportObserver: Send + Sync + 'static {
     fn queried(&self, elapsed: Duration, ok: bool);
 }
 
+/// What a query gave.
+type Rows = Result<Bytes, Arc<StoreError>>;
+
 /// `GET` of a report.
 pub struct ReportEndpoint<R> {
     store: Store,
@@ -33,9 +45,17 @@ pub struct ReportEndpoint<R> {
     /// Whether the path's last segment is a parameter.
     with_segment: bool,
     timeout: Duration,
-    flights: SingleFlight<Result<Bytes, Arc<StoreError>>>,
+    answers: Answers,
     observer: Arc<dyn ReportObserver>,
     report: PhantomData<fn() -> R>,
+}
+
+/// How questions are answered.
+enum Answers {
+    /// Each by a query, unless one is under way.
+    Asked(SingleFlight<Rows>),
+    /// From memory, as long as that is allowed.
+    Kept(KeptAnswers<Rows>),
 }
 
 impl<R: Report> ReportEndpoint<R> {
@@ -48,15 +68,18 @@ impl<R: Report> ReportEndpoint<R> {
         runtime: Handle,
         observer: Arc<dyn ReportObserver>,
     ) -> ReportEndpoint<R> {
-        let flights = SingleFlight::new(runtime);
+        let answers = match R::AGE_MAX.is_zero() {
+            true => Answers::Asked(SingleFlight::new(runtime)),
+            false => Answers::Kept(KeptAnswers::new(runtime, R::AGE_MAX, KEPT_MAX, keep)),
+        };
         let with_segment = path.ends_with('}');
-        ReportEndpoint { store, tables, with_segment, timeout, flights, observer, report: PhantomData }
+        ReportEndpoint { store, tables, with_segment, timeout, answers, observer, report: PhantomData }
     }
 
-    fn ask(&self, query: &R::Query) -> Result<Answer, Fault> {
-        let sql = R::sql(query, &self.tables);
-        let rows = self.flights.ask(&sql, self.timeout + MARGIN, || {
-            let (store, sql, observer) = (self.store.clone(), sql.clone(), self.observer.clone());
+    /// What ClickHouse answers; `None` when it takes too long.
+    fn rows(&self, sql: &str) -> Option<Rows> {
+        let start = || {
+            let (store, sql, observer) = (self.store.clone(), sql.to_owned(), self.observer.clone());
             async move {
                 let began = Instant::now();
                 let rows = store.row_binary(&sql).await.map_err(Arc::new);
@@ -66,7 +89,17 @@ impl<R: Report> ReportEndpoint<R> {
                 }
                 rows
             }
-        });
+        };
+        let timeout = self.timeout + MARGIN;
+        match &self.answers {
+            Answers::Asked(flights) => flights.ask(sql, timeout, start),
+            Answers::Kept(kept) => kept.ask(sql, Instant::now(), timeout, start),
+        }
+    }
+
+    fn ask(&self, query: &R::Query) -> Result<Answer, Fault> {
+        let sql = R::sql(query, &self.tables);
+        let rows = self.rows(&sql);
         let rows = match rows {
             Some(Ok(rows)) => rows,
             Some(Err(_)) | None => {
@@ -84,6 +117,12 @@ impl<R: Report> ReportEndpoint<R> {
             }
         }
     }
+}
+
+/// The rows as they are kept, without the buffer that they came in; `None` for what is not kept.
+fn keep(rows: &Rows) -> Option<Rows> {
+    let rows = rows.as_ref().ok().filter(|rows| rows.len() <= KEPT_BYTES_MAX)?;
+    Some(Ok(Bytes::copy_from_slice(rows)))
 }
 
 impl<R: Report> Endpoint for ReportEndpoint<R> {

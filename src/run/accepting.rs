@@ -10,6 +10,7 @@ use super::recognise::{Unknown, recognise};
 use super::{Program, RunError};
 use crate::accept::{AcceptObserver, AcceptOptions, Acceptor, LogRejects};
 use crate::batch::{self, Batch, Inlet, Options};
+use crate::config::limits;
 use crate::exchange::{Answer, Endpoint, Fault, Head, last_segment};
 use crate::kinds::{Columns, Kind, QueryEvents};
 use crate::log::produce::{DeliveryObserver, Producer, Record};
@@ -18,8 +19,6 @@ use crate::log::topic::Inspector;
 use crate::observe::health::{Condition, Duty};
 use crate::observe::metrics::KindMetrics;
 
-/// Bytes of events in one record: below Kafka's default `message.max.bytes` (1,048,588), with room for what frames them.
-const RECORD_BYTES_MAX: usize = 960_000;
 /// The pause before Kafka is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// The pause that a client is asked to make.
@@ -134,10 +133,8 @@ fn open_when_known<K: Kind>(
         }
     }
     while !program.shutdown.wait(ASK_AGAIN) {
+        intake.producer.keep();
         let asked = ask(&inspector, topic, &intake.producer);
-        if asked.is_ok() {
-            intake.producer.renew_if_failing();
-        }
         intake.answers.store(asked.is_ok(), Ordering::Release);
         match asked {
             Err(reason) => condition.missing(reason),
@@ -210,7 +207,7 @@ fn start_batchers<K: Kind>(
 ) -> Result<Inlet<K::Columns>, RunError> {
     let options = Options {
         events_max: program.config.kafka.batch_events_max as usize,
-        bytes_max: RECORD_BYTES_MAX,
+        bytes_max: limits::RECORD_COLUMNS_BYTES_MAX as usize,
         linger: Duration::from_millis(program.config.kafka.linger_ms),
     };
     let metrics = program.metrics.kind(K::NAME);

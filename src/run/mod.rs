@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
-use crate::config::Config;
+use crate::config::{Config, limits};
 use crate::door;
 use crate::exchange::{Answer, Endpoint, Head};
 use crate::kinds::{Kind, KindVisitor, visit_all};
@@ -98,6 +98,7 @@ pub fn log_options(config: &Config) -> log::Options {
         kafka: config.kafka.clone(),
         session_ms: config.writer.session_ms,
         poll_ms_max: config.writer.poll_ms_max,
+        message_bytes_max: limits::message_bytes_max(config.http.event_bytes_max),
     }
 }
 

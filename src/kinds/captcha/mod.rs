@@ -1,10 +1,13 @@
 //! Captcha events: served and solved captchas, counted by site and UTC day.
 //!
 //! An event is `{"time","type","correlation_id","site_id"}`; `type` together with `correlation_id` identifies it over
-//! all history. [`parse`] reads one, [`columns`] carries many, [`counters`] adds them up, [`report`] asks and answers.
+//! all history. [`parse`] reads one, [`columns`] carries many, [`counters`] adds them up, [`report`] asks and answers,
+//! [`lookup`] finds one captcha's.
 
 pub mod columns;
 pub mod counters;
+pub mod filter;
+pub mod lookup;
 pub mod parse;
 pub mod report;
 
@@ -17,6 +20,7 @@ use simd_json::tape::Value;
 use super::migrations::{Migration, migration};
 use super::{CountersSql, Endpoints, Key, KeySql, Kind, Rejection, Sent};
 use crate::config::Config;
+use lookup::CaptchaLookup;
 use report::CaptchaReport;
 
 /// The kind.
@@ -36,8 +40,12 @@ impl Kind for Captcha {
         values: &["served", "solved"],
         recount_values: &["countIf(type = 'serve')", "countIf(type = 'solve')"],
     };
-    const MIGRATIONS: &'static [Migration] =
-        &[migration!("captcha", 1, "events"), migration!("captcha", 2, "counters"), migration!("captcha", 3, "logs")];
+    const MIGRATIONS: &'static [Migration] = &[
+        migration!("captcha", 1, "events"),
+        migration!("captcha", 2, "counters"),
+        migration!("captcha", 3, "logs"),
+        migration!("captcha", 4, "lookup"),
+    ];
     type Columns = CaptchaColumns;
     type Counters = CaptchaCounters;
     type Event<'v> = CaptchaEvent;
@@ -50,7 +58,10 @@ impl Kind for Captcha {
     fn endpoints(on: &mut impl Endpoints<Captcha>) {
         ["/v1/events", "/v1/event", "/api/event"].into_iter().for_each(|path| on.accept(path));
         on.accept_segment("/api/event/{event}");
-        ["/v1/report", "/api/report"].into_iter().for_each(|path| on.report::<CaptchaReport>(path));
+        let reports = ["/v1/report", "/v1/report/{filter}", "/api/report", "/api/report/{filter}"];
+        reports.into_iter().for_each(|path| on.report::<CaptchaReport>(path));
+        on.report::<CaptchaLookup>("/v1/events/{correlation_id}");
+        on.document("/v1/schema", |_| include_bytes!("schema.json").to_vec());
     }
 
     fn rules(&self) {}

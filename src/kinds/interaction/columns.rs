@@ -96,9 +96,9 @@ impl Columns for InteractionColumns {
         self.timestamps_us.len()
     }
 
-    fn bytes(&self) -> usize {
-        let texts = self.categories.bytes.len() + self.names.bytes.len() + self.data.bytes.len();
-        self.len() * ROW_BYTES + texts
+    fn bytes_of(&self, rows: Range<usize>) -> usize {
+        let texts = [&self.categories, &self.names, &self.data].map(|texts| texts.bytes_of(&rows));
+        rows.len() * ROW_BYTES + texts.iter().sum::<usize>()
     }
 
     fn append(&mut self, from: &Self, rows: Range<usize>) {
@@ -203,6 +203,10 @@ impl Texts {
     fn get(&self, row: usize) -> &str {
         let bytes = &self.bytes[self.offsets[row] as usize..self.offsets[row + 1] as usize];
         std::str::from_utf8(bytes).expect("whole texts were put in")
+    }
+
+    fn bytes_of(&self, rows: &Range<usize>) -> usize {
+        (self.offsets[rows.end] - self.offsets[rows.start]) as usize
     }
 
     fn append(&mut self, from: &Texts, rows: Range<usize>) {

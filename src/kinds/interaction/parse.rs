@@ -107,9 +107,9 @@ pub fn parse<'v>(types: &Types, value: Value<'_, 'v>, sent: Sent<'v>) -> Result<
     if timestamp_us > sent.received_us.saturating_add(types.future_us_max) {
         return Err(future_time(fields.required(4)?, types.future_us_max));
     }
-    let (event_id, origin) = match fields.optional(5)? {
-        Some(value) if !value.is_null() => (fields.uuid(5)?, Origin::Sent),
-        _ => sent.made_key().map_or(([0; 16], Origin::None), |key| (key, Origin::Made)),
+    let (event_id, origin) = match fields.optional_uuid(5)? {
+        Some(id) => (id, Origin::Sent),
+        None => sent.made_key().map_or(([0; 16], Origin::None), |key| (key, Origin::Made)),
     };
     Ok(InteractionEvent { timestamp_us, session_id, category, name, data, event_id, origin })
 }

@@ -16,8 +16,8 @@
 use std::fmt::Write as _;
 
 use super::parse::text_fault;
-use crate::kinds::instant::INSTANTS_US;
-use crate::kinds::json_text::{write_instant, write_number, write_text};
+use crate::kinds::instant::{INSTANTS_US, write_instant_ms, write_instant_us};
+use crate::kinds::json_text::{write_number, write_text};
 use crate::kinds::parameters::{Parameters, text_sql};
 use crate::kinds::row_binary::RowBinary;
 use crate::kinds::uuid_text::write_uuid;
@@ -139,10 +139,10 @@ impl TimelineQuery {
         let (limit, rows) = (self.limit, self.limit + 1);
         let projections = u8::from(self.filters.session_id.is_some() && self.filters.event_id.is_none());
         format!(
-            "WITH (SELECT (max(place), count() < max(found)) FROM (SELECT place, count() OVER () AS found, \
+            "WITH assumeNotNull((SELECT (max(place), count() < max(found)) FROM (SELECT place, count() OVER () AS found, \
              sum(size) OVER (ORDER BY place ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) - size AS before FROM \
              (SELECT (timestamp, {PLACE}) AS place, length(data) AS size FROM {table} WHERE {condition} \
-             ORDER BY {order} LIMIT {limit})) WHERE before < {PAGE_BYTES}) AS cut \
+             ORDER BY {order} LIMIT {limit})) WHERE before < {PAGE_BYTES})) AS cut \
              SELECT cut.2, UUIDToNum(session_id), toString(category), toString(name), data, \
              toUnixTimestamp64Micro(timestamp), UUIDToNum(event_id), event_id_origin = 'sent', \
              toUnixTimestamp64Milli(accepted_at), toUnixTimestamp64Milli(stored_at), {PLACE} FROM {table} \
@@ -296,6 +296,11 @@ impl<'r> Row<'r> {
         let event_id = sent.then_some(id);
         let (accepted_ms, stored_ms) = (rows.i64()?, rows.i64()?);
         let (generation, partition, offset, position) = (rows.u32()?, rows.u32()?, rows.i64()?, rows.u32()?);
+        for instant_us in [timestamp_us, accepted_ms.saturating_mul(1000), stored_ms.saturating_mul(1000)] {
+            if !INSTANTS_US.contains(&instant_us) {
+                return Err(format!("an instant of {instant_us} us is outside the years 1970 to 2100"));
+            }
+        }
         let place = Place { timestamp_us, generation, partition, offset, position };
         Ok(Row { page_cut, session_id, category, name, data, event_id, accepted_ms, stored_ms, place })
     }
@@ -309,17 +314,14 @@ impl<'r> Row<'r> {
         write_text(json, self.name);
         json.extend_from_slice(b",\"data\":");
         json.extend_from_slice(self.data.as_bytes());
-        json.extend_from_slice(b",\"timestamp\":");
-        write_instant(json, self.place.timestamp_us, 6);
+        json.extend_from_slice(format!(",\"timestamp\":\"{}\"", write_instant_us(self.place.timestamp_us)).as_bytes());
         if let Some(id) = self.event_id {
             json.extend_from_slice(b",\"event_id\":\"");
             json.extend_from_slice(&write_uuid(&id));
             json.push(b'"');
         }
-        json.extend_from_slice(b",\"accepted_at\":");
-        write_instant(json, self.accepted_ms.saturating_mul(1000), 3);
-        json.extend_from_slice(b",\"stored_at\":");
-        write_instant(json, self.stored_ms.saturating_mul(1000), 3);
+        let (accepted, stored) = (write_instant_ms(self.accepted_ms), write_instant_ms(self.stored_ms));
+        json.extend_from_slice(format!(",\"accepted_at\":\"{accepted}\",\"stored_at\":\"{stored}\"").as_bytes());
         let Place { generation, partition, offset, position, .. } = self.place;
         for (name, number) in [
             ("generation", u64::from(generation)),

@@ -41,8 +41,8 @@ impl Columns for ToyEvents {
         self.keys.len()
     }
 
-    fn bytes(&self) -> usize {
-        2 * self.keys.len()
+    fn bytes_of(&self, rows: Range<usize>) -> usize {
+        2 * rows.len()
     }
 
     fn append(&mut self, from: &Self, rows: Range<usize>) {
