@@ -461,7 +461,7 @@ mod tests {
         let missing = parse(&format!("event_id={SESSION}"));
         assert!(matches!(missing.render(&[]), Ok(Rendered::NotFound(_))));
         for cut in 1..rows.len() {
-            let whole = cut == rows.len() / 2 + 8;
+            let whole = cut == rows.len() / 2;
             assert!(whole || parse("").render(&rows[..cut]).is_err(), "{cut}");
         }
     }
