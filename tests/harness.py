@@ -281,7 +281,10 @@ class Space:
     @property
     def group(self):
         """The group of the captcha kind's writers."""
-        return f"{self.name}-writers.captcha"
+        return self.group_of("captcha")
+
+    def group_of(self, kind):
+        return f"{self.name}-writers.{kind}"
 
     @property
     def topic(self):

@@ -187,7 +187,7 @@ def wait_stored(space, *, kind="captcha", generation=1, deadline_s=SETTLED_S, st
     eventually(stored, deadline_s, what="everything in the log to be stored")
 
     def committed():
-        found = log.committed(space.group, topic)
+        found = log.committed(space.group_of(kind), topic)
         for end, start, commit in zip(ends, starts, found, strict=True):
             # Before anything was stored of a partition there may be no commit yet.
             assert commit or end == start, found

@@ -16,7 +16,8 @@ from captcha import event as captcha_event
 from captcha import ndjson as captcha_ndjson
 from harness import REPOSITORY, eventually
 from interaction import DATA, counters, event, ndjson, new_id, place, post, report_of, stored, timeline
-from once import SMALL_RANGES, Load, run_command, wait_stored
+from once import SMALL_RANGES, run_command, wait_stored
+from test_accept import paste, readme_examples
 
 KNOWN = ["form_interaction.submit", "page_interaction.cta_click", "page_interaction.pageview"]
 
@@ -131,7 +132,7 @@ def test_what_is_refused(program, change, code, field):
 
 def test_the_first_bad_field_is_blamed_and_good_lines_are_taken(program):
     session = new_id()
-    bad = event(session_id=session, data={"host": 1}, timestamp="x", event_id="y")
+    bad = event(session_id=session, data={**DATA, "host": 1}, timestamp="x", event_id="y")
     lines = [event(session_id=session), bad, event(session_id=session, name="x"), event(session_id=session)]
     errors = answered(program, ndjson(lines), 202, 2)
     assert [(code, field) for code, field, _ in errors] == [("bad_data", "data.host"), ("unknown_type", "name")]
@@ -347,6 +348,22 @@ def test_killed_while_storing(point, millrace, space):
     assert told.returncode == 0, told.stdout + told.stderr
 
 
+def test_the_readme_works_as_pasted(millrace):
+    program = millrace("run")
+    (block, says) = next((block, says) for block, says in readme_examples() if "/v2/events" in block)
+    commands = re.split(r"\n(?=curl)", block.strip())
+    accepted, events, report = says.splitlines()
+    assert paste(program, commands[0]) == accepted
+
+    def shown():
+        told = re.sub(r'_at":"[^"]+"', '_at":"..."', paste(program, commands[1]))
+        assert told == events
+        return True
+
+    eventually(shown, what="the README's events")
+    eventually(lambda: paste(program, commands[2]) == report, what="the README's report")
+
+
 # Pages and reports.
 
 
@@ -373,7 +390,14 @@ def test_pages_join_while_events_pour_in(millrace, dice):
     whole = stored(program, "limit=10000", 1200, deadline_s=30)
     assert whole == sorted(whole, key=place)
     # Late and new events come between the pages; those that were there are found once each, in order.
-    pour = [lambda: post(program, list(some(20, 2020))), lambda: post(program, list(some(20, 2022)))]
+    left = 0
+
+    def pour():
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            post(program, list(some(20, dice.choice([2020, 2022]))))
+
     for query, belongs in [
         ("", lambda one: True),
         (f"session_id={sessions[0]}", lambda one: one["session_id"] == sessions[0]),
@@ -386,8 +410,9 @@ def test_pages_join_while_events_pour_in(millrace, dice):
             and "2021-01-03T00:00:01" <= one["timestamp"] < "2021-01-20T00:00:02",
         ),
     ]:
-        for limit in (7, 100, 1000):
-            found = timeline(program, query, limit=limit, each=dice.choice(pour))
+        for limit in (31, 1000):
+            left = 15
+            found = timeline(program, query, limit=limit, each=pour)
             assert found == sorted(found, key=place)
             assert len({place(one) for one in found}) == len(found)
             known = [one for one in found if one["timestamp"].startswith("2021")]
@@ -624,6 +649,27 @@ def test_reloads_lose_no_request_and_mix_no_sets(millrace, space, folder):
     assert judged == {"data.a", "data.b"}
     wait_stored(space, kind="interaction")
     assert counters(program)[0]["count"] == taken
+
+
+def test_a_schema_may_refer_to_itself_as_deep_as_data_goes(millrace, folder):
+    """The deepest check that there is, on a coroutine's stack."""
+    count = 1000
+    places = {f"p{n}": {"$ref": f"#/$defs/p{n + 1}"} for n in range(count)}
+    places[f"p{count}"] = {"type": "object", "properties": {"a": {"anyOf": [{"$ref": "#/$defs/p0"}]}}}
+    write_schema(folder, "shop.tree", {"$ref": "#/$defs/p0", "$defs": places})
+    program = millrace("run", settings={"MILLRACE_INTERACTION_SCHEMAS": str(folder)})
+
+    def tree(inner, depth):
+        for _ in range(depth):
+            inner = {"a": inner}
+        return event(category="shop", name="tree", data=inner)
+
+    good = [tree({}, depth) for depth in range(64)]
+    for _ in range(20):
+        post(program, good)
+    assert blamed(program, tree({}, 64))[0] == "too_deep"
+    code, field, _ = blamed(program, tree(5, 63))
+    assert (code, field) == ("bad_data", "data.a")
 
 
 @pytest.mark.parametrize(
