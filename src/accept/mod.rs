@@ -133,9 +133,12 @@ impl<K: Kind> Acceptor<K> {
 impl<K: Kind> Endpoint for Acceptor<K> {
     fn admit(&self, head: &Head<'_>) -> Result<(), Fault> {
         media::check(head.content_type)?;
-        media::check_encoding(head.content_encoding)?;
         query_string::none(head.query).map_err(Fault::BadParameter)?;
         (self.overload)()
+    }
+
+    fn takes_coded_bodies(&self) -> bool {
+        true
     }
 
     fn answer(&self, head: &Head<'_>, body: &mut Vec<u8>) -> Answer {

@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use may_minihttp::BodyReader;
 
 use super::wire::Wire;
+use crate::exchange::Fault;
 
 /// A body that is not longer than this is kept in the connection's own buffer.
 pub(super) const SMALL_BYTES: usize = 16 << 10;
@@ -81,8 +82,15 @@ pub(super) struct Share<'a> {
 
 impl Share<'_> {
     /// Grows the share to `bytes`, unless the room is too small for that.
-    fn grow(&mut self, bytes: usize) -> bool {
+    pub fn grow(&mut self, bytes: usize) -> bool {
         bytes <= self.bytes || self.room.hold(&mut self.bytes, bytes)
+    }
+
+    /// Gives back what is beyond `bytes`.
+    pub fn shrink(&mut self, bytes: usize) {
+        if bytes < self.bytes {
+            self.room.hold(&mut self.bytes, bytes);
+        }
     }
 }
 
@@ -90,6 +98,11 @@ impl Drop for Share<'_> {
     fn drop(&mut self) {
         self.room.hold(&mut self.bytes, 0);
     }
+}
+
+/// The answer where the room is too small.
+pub(super) fn no_room() -> Fault {
+    Fault::Unavailable { message: "too many bodies at a time: try again".into(), retry_after_s: 1 }
 }
 
 /// Reads a body of `length` bytes into `body`, which is empty. Room is taken as the body grows, so that a sender that
@@ -143,7 +156,7 @@ pub(super) struct Buffers(Mutex<Vec<Vec<u8>>>);
 
 /// Buffers kept, and their largest size: 16 x 8 MiB.
 const BUFFERS_MAX: usize = 16;
-const BUFFER_BYTES_MAX: usize = 8 << 20;
+pub(super) const BUFFER_BYTES_MAX: usize = 8 << 20;
 
 impl Buffers {
     pub fn new() -> Buffers {
@@ -174,6 +187,9 @@ mod tests {
         let mut b = room.share();
         assert!(a.grow(60) && b.grow(40) && !b.grow(41) && a.grow(10));
         assert!(!room.fits(1) && room.fits(0) && !room.fits(usize::MAX));
+        a.shrink(50);
+        a.shrink(70);
+        assert_eq!(room.taken(), 90);
         drop(a);
         assert_eq!(room.taken(), 40);
         assert!(b.grow(100));

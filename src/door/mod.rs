@@ -3,7 +3,7 @@
 //! In: connections. Out: for each request one call of its [`Endpoint`](crate::exchange::Endpoint), and one answer.
 //!
 //! ```text
-//! accept ─▶ may_minihttp reads and parses a head ─▶ frame ─▶ routes ─▶ admit ─▶ body ─▶ endpoint ─▶ answer
+//! accept ─▶ may_minihttp reads and parses a head ─▶ frame ─▶ routes ─▶ admit ─▶ body ─▶ decode ─▶ endpoint ─▶ answer
 //!                    └── watch: deadlines, from outside of the coroutines ──┘
 //! ```
 //!
@@ -24,6 +24,7 @@
 mod answers;
 mod body;
 mod connection;
+mod decode;
 mod ending;
 mod first;
 mod frame;
@@ -68,7 +69,7 @@ pub struct Answered<'a> {
     pub method: &'static str,
     /// The status of the answer.
     pub status: u16,
-    /// The length of the body that was read.
+    /// The length of the body that was read, as it was sent.
     pub request_bytes: usize,
     /// From the head's arrival until the answer was ready.
     pub duration: Duration,
@@ -93,6 +94,7 @@ struct Shared {
     observer: Box<dyn Observer>,
     room: body::Room,
     buffers: body::Buffers,
+    decoders: decode::Decoders,
     open: AtomicUsize,
     refused: AtomicU64,
     draining: AtomicBool,
@@ -219,6 +221,7 @@ pub fn start(options: &Options, routes: Routes, observer: impl Observer) -> io::
         routes: routes.with_list(),
         observer: Box::new(observer),
         buffers: body::Buffers::new(),
+        decoders: decode::Decoders::new(),
         open: AtomicUsize::new(0),
         refused: AtomicU64::new(0),
         draining: AtomicBool::new(false),

@@ -51,6 +51,10 @@ impl<K: Kind> Endpoint for Intake<K> {
         self.acceptor()?.admit(head)
     }
 
+    fn takes_coded_bodies(&self) -> bool {
+        true
+    }
+
     fn answer(&self, head: &Head<'_>, body: &mut Vec<u8>) -> Answer {
         self.acceptor().map_or_else(|fault| fault.answer(), |acceptor| acceptor.answer(head, body))
     }

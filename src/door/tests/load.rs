@@ -117,20 +117,6 @@ fn draining_under_load_never_cuts_an_answer() {
     }
 }
 
-/// Numbers from a seed that is printed.
-#[allow(clippy::print_stdout, reason = "a failing run is repeated with its seed")]
-fn random() -> impl FnMut() -> u64 {
-    let seed = std::time::UNIX_EPOCH.elapsed().expect("a clock").as_nanos() as u64;
-    println!("seed {seed}");
-    let mut state = seed | 1;
-    move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    }
-}
-
 #[test]
 fn random_pipelines_are_answered_in_order_and_whole() {
     let house = house(|_| {});

@@ -2,6 +2,7 @@
 
 mod basics;
 mod closing;
+mod coding;
 mod framing;
 mod limits;
 mod load;
@@ -264,4 +265,18 @@ fn post(path: &str, body: &str) -> String {
 
 fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")
+}
+
+/// Numbers from a seed that is printed.
+#[allow(clippy::print_stdout, reason = "a failing run is repeated with its seed")]
+pub(super) fn random() -> impl FnMut() -> u64 {
+    let seed = std::time::UNIX_EPOCH.elapsed().expect("a clock").as_nanos() as u64;
+    println!("seed {seed}");
+    let mut state = seed | 1;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    }
 }
