@@ -21,6 +21,7 @@ use simd_json::tape;
 use crate::exchange::{Answer, Endpoint, Fault, Head};
 use crate::flow::{Ack, Chunk, Sink};
 use crate::kinds::{Columns, Kind, Rejection, partition_of};
+use crate::pause::pause;
 use crate::query_string;
 use parser::Parsers;
 use scan::Pace;
@@ -99,7 +100,7 @@ impl<K: Kind> Acceptor<K> {
     fn take_in(&self, peer: SocketAddr, body: &[u8]) -> Intake<'_, K> {
         let mut intake = Intake::new(self, peer);
         let mut parser = self.parsers.take();
-        let mut pace = Pace::new(may::coroutine::yield_now);
+        let mut pace = Pace::new(pause);
         each_value(body, self.options.event_bytes_max, &mut parser, &mut pace, &mut intake);
         self.parsers.give(parser);
         intake

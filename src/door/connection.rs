@@ -50,6 +50,10 @@ pub(super) struct Connection {
     pub(super) consumed: u64,
     /// What waiting answers have taken of the room: the most that ever waited, because the server keeps the memory.
     held: usize,
+    /// Requests are read here and not by the server (see [`super::bare`]).
+    pub(super) is_served_here: bool,
+    /// The last answer was written here, and the connection goes on: the server must not write another.
+    pub(super) is_answered: bool,
     small: Vec<u8>,
     text: String,
     pub(super) request_id: String,
@@ -70,6 +74,8 @@ impl Connection {
             first,
             held: 0,
             consumed: 0,
+            is_served_here: false,
+            is_answered: false,
             small: Vec::new(),
             text: String::new(),
             request_id: String::new(),
@@ -239,7 +245,8 @@ impl Connection {
         }
         let Some(wire) = &mut self.wire else { return Err(Fault::Internal) };
         let req = match source {
-            Source::Server(req) => req,
+            Source::Server(req) => Some(req),
+            Source::Wire => None,
             Source::Copied(rest) => {
                 body.extend_from_slice(rest.get(..length).ok_or_else(short)?);
                 asked.received_bytes = length;
@@ -252,7 +259,7 @@ impl Connection {
             let _ = wire.catch_up().and_then(|()| wire.send(b"HTTP/1.1 100 Continue\r\n\r\n", false));
         }
         self.watched.enter(Phase::Body);
-        let end = body::read(req.body(), wire, length, body, share);
+        let end = body::read(req.map(Request::body), wire, length, body, share);
         self.consumed += body.len() as u64;
         asked.received_bytes = body.len();
         let was = self.watched.enter(Phase::Busy);
@@ -303,9 +310,13 @@ impl Connection {
             return self.finish(&answer, bodiless, asked.unread);
         }
         let connection = if asked.old { answers::Connection::Kept } else { answers::Connection::Stays };
+        if answer.status == 204 && self.answer_bare(&answer, connection) {
+            return;
+        }
+        let Some(wire) = &mut self.wire else { return };
         answers::fields(&mut self.fields, &answer, &self.request_id, connection);
         wire.give(|shadow| {
-            answers::head(shadow, answer.status, answer.body.len(), &mut self.date, &self.fields);
+            answers::head(shadow, answer.status, Some(answer.body.len()), &mut self.date, &self.fields);
             shadow.extend_from_slice(&answer.body);
         });
         rsp.status_code(usize::from(answer.status), answers::reason(answer.status));
@@ -335,6 +346,7 @@ impl HttpService for Connection {
         let fields = req.headers().iter().map(|field| (field.name, field.value));
         let summary = self.summarise(req.method(), req.path(), req.version(), fields);
         self.serve(summary, Source::Server(req), Some(rsp));
+        self.go_on(rsp);
         Ok(())
     }
 }

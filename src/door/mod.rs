@@ -22,6 +22,7 @@
 //! [`Options`].
 
 mod answers;
+mod bare;
 mod body;
 mod connection;
 mod decode;
@@ -190,7 +191,7 @@ fn refuse(shared: &Shared, id: usize, at_once: bool) {
     let (mut fields, mut bytes, mut request_id) = (String::new(), Vec::new(), String::new());
     shared.make_request_id(&mut request_id);
     answers::fields(&mut fields, &answer, &request_id, answers::Connection::Closes);
-    answers::head(&mut bytes, answer.status, answer.body.len(), &mut answers::Date::default(), &fields);
+    answers::head(&mut bytes, answer.status, Some(answer.body.len()), &mut answers::Date::default(), &fields);
     bytes.extend_from_slice(&answer.body);
     // A new connection has room for this; where not, it is closed without.
     let _ = socket::send(fd, &bytes, false);

@@ -115,6 +115,8 @@ impl Summary {
 pub(super) enum Source<'a, 'buf, 'header, 'stream> {
     /// The server, which has read the head.
     Server(Request<'buf, 'header, 'stream>),
+    /// The connection: the server has read nothing of it.
+    Wire,
     /// A copy of what the server has thrown away.
     Copied(&'a [u8]),
 }

@@ -10,7 +10,7 @@
 
 mod gzip;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod zstd;
 
 use std::mem::MaybeUninit;
@@ -22,6 +22,7 @@ use zstd_safe::DCtx;
 use super::body::{self, Share};
 use crate::exchange::Fault;
 use crate::kinds::excerpt;
+use crate::pause::pause;
 
 /// How far a body is decoded without a pause for the others: 256 KiB, which take less than a millisecond.
 const SLICE_BYTES: usize = 256 << 10;
@@ -170,7 +171,7 @@ impl Output<'_, '_> {
         self.since_pause += bytes;
         if self.since_pause >= SLICE_BYTES {
             self.since_pause = 0;
-            may::coroutine::yield_now();
+            pause();
         }
         Ok(())
     }

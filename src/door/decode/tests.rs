@@ -61,7 +61,8 @@ fn lines(bytes: usize) -> Vec<u8> {
         if text.len() >= bytes {
             break;
         }
-        writeln!(text, "{{\"n\":{n},\"square\":\"{:x}\"}}", n.wrapping_mul(n).wrapping_mul(0x9e37_79b9)).expect("to memory");
+        writeln!(text, "{{\"n\":{n},\"square\":\"{:x}\"}}", n.wrapping_mul(n).wrapping_mul(0x9e37_79b9))
+            .expect("to memory");
     }
     text.truncate(bytes);
     text
@@ -324,11 +325,7 @@ fn random_damage_is_found_or_harmless_and_never_more() {
 /// Zeros: 1,000 to 1 and more.
 fn bombs(bytes: usize) -> Vec<(Coding, Vec<u8>)> {
     let zeros = vec![0; bytes];
-    vec![
-        (Coding::Gzip, gzip(&zeros)),
-        (Coding::Zstd, zstd_with(&zeros, &[])),
-        (Coding::Zstd, zstd_stream(&zeros, &[])),
-    ]
+    vec![(Coding::Gzip, gzip(&zeros)), (Coding::Zstd, zstd_with(&zeros, &[])), (Coding::Zstd, zstd_stream(&zeros, &[]))]
 }
 
 #[test]
