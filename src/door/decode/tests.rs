@@ -391,3 +391,41 @@ fn endless_empty_members_frames_and_blocks_are_read_through() {
     let member = [&gzip(b"")[..10], &stored, &[1, 0, 0, 0xff, 0xff], &[0; 8]].concat();
     assert_eq!(decode(Coding::Gzip, &member), Ok(Vec::new()));
 }
+
+/// Prints how fast a usual body is decoded: `cargo test --release --lib decoding_speed -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures, and proves nothing"]
+fn decoding_speed() {
+    let mut random = random();
+    let mut plain = Vec::new();
+    let sites: Vec<u128> = (0..1000).map(|_| u128::from(random()) << 64 | u128::from(random())).collect();
+    for n in 0..10_000 {
+        let (a, b) = (u128::from(random()), u128::from(random()));
+        let (id, site) = (uuid::Uuid::from_u128(a << 64 | b), uuid::Uuid::from_u128(sites[(a % 1000) as usize]));
+        let (kind, day, micros) = (["serve", "solve"][n % 2], 1 + b % 28, b % 1_000_000);
+        writeln!(
+            plain,
+            "{{\"time\":\"2021-01-{day:02}T18:20:42.{micros:06}\",\"type\":\"{kind}\",\"correlation_id\":\"{id}\",\"site_id\":\"{site}\"}}"
+        )
+        .expect("to memory");
+    }
+    let (room, decoders) = (Room::new(512 * MIB), Decoders::new());
+    for (coding, coded) in [(Coding::Gzip, gzip(&plain)), (Coding::Zstd, zstd_with(&plain, &[]))] {
+        let mut decoded = Vec::new();
+        let mut best = f64::MAX;
+        for _ in 0..50 {
+            decoded.clear();
+            let began = std::time::Instant::now();
+            decoders.decode(coding, &coded, &mut decoded, 256 * MIB, &mut room.share()).expect("decoded");
+            best = best.min(began.elapsed().as_secs_f64());
+        }
+        assert!(decoded == plain);
+        println!(
+            "{coding:?}: {} bytes from {}, {:.0} MB/s, {:.1} ns an event",
+            plain.len(),
+            coded.len(),
+            plain.len() as f64 / best / 1e6,
+            best / 10_000.0 * 1e9
+        );
+    }
+}

@@ -97,7 +97,8 @@ fn draining_under_load_never_cuts_an_answer() {
                                 _ => return answered,
                             }
                             let reply = client.reply();
-                            assert_eq!(reply.json()["length"], 4);
+                            // A client that comes as late as this is told so.
+                            assert!(reply.status == 503 && answered == 0 || reply.json()["length"] == 4);
                             answered += 1;
                             if reply.closes() {
                                 client.expect_end();
