@@ -30,14 +30,6 @@ pub struct Head<'a> {
     pub peer: SocketAddr,
 }
 
-impl<'a> Head<'a> {
-    /// The last segment of the path, still percent-encoded: the parameter, where the route's pattern ends in one. An
-    /// encoded slash (`%2F`) does not end a segment.
-    pub fn last_segment(&self) -> &'a str {
-        self.path.rsplit('/').next().unwrap_or_default()
-    }
-}
-
 /// What is answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
@@ -59,16 +51,22 @@ impl Answer {
         Answer { status, content_type: "application/json", retry_after_s: None, allow: None, body }
     }
 
-    /// An answer in plain text.
-    pub fn text(status: u16, body: impl Into<String>) -> Answer {
-        let body = body.into().into_bytes();
-        Answer { status, content_type: "text/plain; charset=utf-8", retry_after_s: None, allow: None, body }
+    /// 204: nothing to say, so no body, and neither a type nor a length of one.
+    pub fn no_content() -> Answer {
+        Answer { status: 204, content_type: "", retry_after_s: None, allow: None, body: Vec::new() }
     }
 
-    /// An answer without a body, such as 204.
-    pub fn empty(status: u16) -> Answer {
-        Answer { status, content_type: "", retry_after_s: None, allow: None, body: Vec::new() }
+    /// An answer in plain text.
+    pub fn text(status: u16, body: impl Into<Vec<u8>>) -> Answer {
+        let body = body.into();
+        Answer { status, content_type: "text/plain; charset=utf-8", retry_after_s: None, allow: None, body }
     }
+}
+
+/// The last segment of a path, still percent-encoded: the parameter, where the route's pattern ends in one. An encoded
+/// slash (`%2F`) does not end a segment.
+pub fn last_segment(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, segment)| segment)
 }
 
 /// What answers one method of one route. Called in a coroutine: it must not block a thread.

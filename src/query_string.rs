@@ -40,8 +40,17 @@ pub fn none(query: Option<&str>) -> Result<(), String> {
     }
 }
 
-/// Undoes percent-encoding; `None` when it is malformed or not UTF-8.
+/// Undoes percent-encoding as in forms, where `+` is a space; `None` when it is malformed or not UTF-8.
 pub fn decode(text: &str) -> Option<Cow<'_, str>> {
+    percent_decode(text, b' ')
+}
+
+/// Undoes percent-encoding in a segment of a path, where `+` is itself; `None` when it is malformed or not UTF-8.
+pub fn decode_segment(text: &str) -> Option<Cow<'_, str>> {
+    percent_decode(text, b'+')
+}
+
+fn percent_decode(text: &str, plus: u8) -> Option<Cow<'_, str>> {
     if !text.bytes().any(|byte| matches!(byte, b'%' | b'+')) {
         return Some(Cow::Borrowed(text));
     }
@@ -49,7 +58,7 @@ pub fn decode(text: &str) -> Option<Cow<'_, str>> {
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
         decoded.push(match byte {
-            b'+' => b' ',
+            b'+' => plus,
             b'%' => hex_digit(bytes.next()?)? << 4 | hex_digit(bytes.next()?)?,
             _ => byte,
         });
@@ -95,6 +104,13 @@ mod tests {
             );
         }
         assert!(all("%ff=1").unwrap_err().starts_with("parameter \"%ff\""));
+    }
+
+    #[test]
+    fn a_plus_in_a_path_is_a_plus() {
+        assert_eq!(decode_segment("a+b%2B%20c").as_deref(), Some("a+b+ c"));
+        assert_eq!(decode_segment("%ff"), None);
+        assert_eq!(decode_segment("%2"), None);
     }
 
     #[test]

@@ -150,16 +150,29 @@ class Log:
         """A producer of bare records."""
         return confluent_kafka.Producer({"bootstrap.servers": self.brokers, "log_level": 0, **config})
 
+    def topic_settings(self, topic):
+        """Its settings by name, as text."""
+        resource = confluent_kafka.admin.ConfigResource(confluent_kafka.admin.ResourceType.TOPIC, topic)
+        described = self.admin.describe_configs([resource])[resource].result(10)
+        return {name: entry.value for name, entry in described.items()}
+
     def watermarks(self, topic):
         """For each partition, its first offset and the one after its last."""
-        consumer = self.consumer("harness-watermarks")
-        try:
-            partitions = (
-                confluent_kafka.TopicPartition(topic, partition) for partition in range(self.partitions(topic))
-            )
-            return [consumer.get_watermark_offsets(partition, timeout=10) for partition in partitions]
-        finally:
-            consumer.close()
+
+        def ask():
+            consumer = self.consumer("harness-watermarks")
+            try:
+                partitions = (
+                    confluent_kafka.TopicPartition(topic, partition) for partition in range(self.partitions(topic))
+                )
+                return [consumer.get_watermark_offsets(partition, timeout=10) for partition in partitions]
+            except confluent_kafka.KafkaException as error:
+                # A broker that has just come back does not lead its partitions yet.
+                raise AssertionError(str(error)) from error
+            finally:
+                consumer.close()
+
+        return eventually(lambda: [ask()], what="watermarks")[0]
 
     def records(self, topic, deadline_s=30):
         """Every record that the topic holds now, by partition and offset."""
@@ -267,7 +280,8 @@ class Space:
 
     @property
     def group(self):
-        return f"{self.name}-writers"
+        """The group of the captcha kind's writers."""
+        return f"{self.name}-writers.captcha"
 
     @property
     def topic(self):
@@ -286,7 +300,7 @@ class Space:
         return {
             "MILLRACE_KAFKA_BROKERS": self.servers.kafka_brokers,
             "MILLRACE_KAFKA_TOPIC_PREFIX": self.topic_prefix,
-            "MILLRACE_KAFKA_GROUP": self.group,
+            "MILLRACE_KAFKA_GROUP": f"{self.name}-writers",
             "MILLRACE_CLICKHOUSE_URL": self.servers.clickhouse_url,
             "MILLRACE_CLICKHOUSE_DATABASE": self.database,
             "MILLRACE_CLICKHOUSE_USER": self.servers.clickhouse_user,

@@ -1,5 +1,6 @@
 """The log as others read it: pyarrow takes every record of the topic as it lies there."""
 
+import random
 import time
 import uuid
 from datetime import UTC, datetime
@@ -132,6 +133,24 @@ def test_what_others_write_into_the_topic_does_no_harm(millrace, space):
     refused = program.metric("millrace_events_rejected_total", kind="captcha", code="bad_record")
     # Whether a stream that was cut behind its batch is taken is the reader's affair.
     assert 4 * (len(garbage) - 1) <= refused <= 4 * len(garbage)
+
+
+def test_one_event_of_the_largest_size_makes_a_record(millrace, space):
+    """1 MiB in one event, which no kind of column makes smaller: the topic takes the record, and the writer reads it."""
+    program = millrace("run")
+    one = event()
+    text = random.Random(7).randbytes(1 << 20).hex()[: 1 << 20]
+    table = table_of([one]).append_column("text", pa.array([text]))
+    producer = space.log.producer(**{"message.max.bytes": 2_000_000, "batch.size": 2_000_000})
+    producer.produce(space.topic, value=read_bytes(table), headers=[("kind", b"captcha"), ("schema", b"1")], partition=0)
+    assert producer.flush(10) == 0
+    (record,) = space.log.records(space.topic)
+    assert len(record.value) > 1 << 20
+    eventually(
+        lambda: [row["served"] + row["solved"] for row in program.get("/v1/report").json()["counters"]] == [1],
+        20,
+        what="the large event stored",
+    )
 
 
 def table_of(events):

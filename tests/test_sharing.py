@@ -37,7 +37,7 @@ def writer(millrace):
 def served(program):
     """The partitions that a writer stores."""
     text = program.get("/metrics").text
-    return {line.split("}")[0] for line in text.splitlines() if line.startswith("millrace_seen_keys{")}
+    return {line.split("}")[0] for line in text.splitlines() if line.startswith('millrace_seen_keys{kind="captcha"')}
 
 
 def wait_served(program, count, deadline_s=30):

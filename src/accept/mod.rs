@@ -7,20 +7,23 @@
 
 mod media;
 mod parser;
+mod query;
 mod rejects;
 mod scan;
+mod segment;
 mod tally;
 mod values;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use simd_json::tape;
 
 use crate::exchange::{Answer, Endpoint, Fault, Head};
 use crate::flow::{Ack, Chunk, Sink};
-use crate::kinds::{Columns, Kind, Rejection, partition_of};
+use crate::kinds::made_key::KeyMaker;
+use crate::kinds::{Columns, Kind, Rejection, Sent, partition_of};
 use crate::pause::pause;
 use crate::query_string;
 use parser::Parsers;
@@ -69,7 +72,7 @@ pub type Overload = Box<dyn Fn() -> Result<(), Fault> + Send + Sync>;
 
 /// The accepting endpoint of one kind.
 pub struct Acceptor<K: Kind> {
-    kind: K,
+    kind: Arc<K>,
     options: AcceptOptions,
     overload: Overload,
     sink: Arc<dyn Sink<K::Columns>>,
@@ -85,7 +88,7 @@ impl<K: Kind> Acceptor<K> {
     ///
     /// When `options` name no partition.
     pub fn new(
-        kind: K,
+        kind: Arc<K>,
         options: AcceptOptions,
         overload: Overload,
         sink: Arc<dyn Sink<K::Columns>>,
@@ -97,13 +100,26 @@ impl<K: Kind> Acceptor<K> {
     }
 
     /// Takes a body apart.
-    fn take_in(&self, peer: SocketAddr, body: &[u8]) -> Intake<'_, K> {
-        let mut intake = Intake::new(self, peer);
+    fn take_in(&self, head: &Head<'_>, body: &[u8]) -> Intake<'_, K> {
+        let mut intake = Intake::new(self, head);
         let mut parser = self.parsers.take();
         let mut pace = Pace::new(pause);
         each_value(body, self.options.event_bytes_max, &mut parser, &mut pace, &mut intake);
         self.parsers.give(parser);
         intake
+    }
+
+    /// Stores what was taken in; only then are the events counted as accepted or rejected.
+    fn settle(&self, intake: Intake<'_, K>) -> Result<Tally, Fault> {
+        let Intake { tally, partitions, .. } = intake;
+        if tally.accepted() > 0 {
+            self.store(partitions)?;
+        }
+        self.observer.accepted(tally.accepted());
+        for (code, events) in tally.by_code() {
+            self.observer.rejected(code, *events);
+        }
+        Ok(tally)
     }
 
     /// Hands the events over and waits until the log has acknowledged all of them.
@@ -143,23 +159,17 @@ impl<K: Kind> Endpoint for Acceptor<K> {
     }
 
     fn answer(&self, head: &Head<'_>, body: &mut Vec<u8>) -> Answer {
-        let Intake { tally, partitions, .. } = self.take_in(head.peer, body);
-        if tally.accepted() > 0
-            && let Err(fault) = self.store(partitions)
-        {
-            return fault.answer();
-        }
-        self.observer.accepted(tally.accepted());
-        for (code, events) in tally.by_code() {
-            self.observer.rejected(code, *events);
-        }
-        tally.answer()
+        let settled = self.settle(self.take_in(head, body));
+        settled.map_or_else(|fault| fault.answer(), |tally| tally.answer())
     }
 }
 
 /// The events of one request, as they are found.
 struct Intake<'a, K: Kind> {
     acceptor: &'a Acceptor<K>,
+    rules: K::Rules,
+    key_maker: Option<KeyMaker>,
+    received_us: i64,
     peer: SocketAddr,
     /// One for each partition, in order.
     partitions: Vec<K::Columns>,
@@ -167,24 +177,47 @@ struct Intake<'a, K: Kind> {
 }
 
 impl<'a, K: Kind> Intake<'a, K> {
-    fn new(acceptor: &'a Acceptor<K>, peer: SocketAddr) -> Self {
+    fn new(acceptor: &'a Acceptor<K>, head: &Head<'_>) -> Self {
         let partitions =
             std::iter::repeat_with(K::Columns::default).take(acceptor.options.partitions as usize).collect();
-        Intake { acceptor, peer, partitions, tally: Tally::default() }
+        Intake {
+            acceptor,
+            rules: acceptor.kind.rules(),
+            key_maker: head.idempotency_key.map(KeyMaker::new),
+            received_us: now_us(),
+            peer: head.peer,
+            partitions,
+            tally: Tally::default(),
+        }
     }
+}
+
+/// Adds an event to its partition's columns.
+#[inline]
+fn push_event<K: Kind>(partitions: &mut [K::Columns], event: &K::Event<'_>) {
+    let partition = partition_of(K::partition_key(event), partitions.len() as u32);
+    K::push(&mut partitions[partition as usize], event);
+}
+
+/// Now, in microseconds since 1970.
+fn now_us() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
 }
 
 impl<K: Kind> Visit for Intake<'_, K> {
     #[inline]
     fn value(&mut self, line: u64, raw: &[u8], value: tape::Value<'_, '_>) {
-        match self.acceptor.kind.parse(value) {
+        let key_maker = self.key_maker.as_ref();
+        let sent = Sent { raw, received_us: self.received_us, position: self.tally.found(), key_maker };
+        let rejection = match K::parse(&self.rules, value, sent) {
             Ok(event) => {
-                let partition = partition_of(K::partition_key(&event), self.acceptor.options.partitions);
-                K::push(&mut self.partitions[partition as usize], &event);
+                push_event::<K>(&mut self.partitions, &event);
                 self.tally.accept();
+                return;
             }
-            Err(rejection) => self.refused(line, raw, rejection),
-        }
+            Err(rejection) => rejection,
+        };
+        self.refused(line, raw, rejection);
     }
 
     #[cold]

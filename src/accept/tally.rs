@@ -1,5 +1,7 @@
 //! What became of a request's events, and how it is told: the JSON of the 202, which 400 and 422 share.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 
 use super::values::BAD_JSON;
@@ -23,7 +25,7 @@ pub struct Tally {
 struct Listed {
     line: u64,
     code: &'static str,
-    field: Option<&'static str>,
+    field: Option<Cow<'static, str>>,
     message: String,
 }
 
@@ -50,6 +52,11 @@ impl Tally {
     /// How many were taken.
     pub fn accepted(&self) -> u64 {
         self.accepted
+    }
+
+    /// How many there were, taken or not.
+    pub fn found(&self) -> u64 {
+        self.accepted + self.rejected
     }
 
     /// How many were not, by code.

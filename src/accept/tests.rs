@@ -51,7 +51,7 @@ fn head() -> Head<'static> {
         content_encoding: None,
         content_length: 0,
         idempotency_key: None,
-        request_id: "id",
+        request_id: "test",
         peer: PEER,
     }
 }
@@ -64,7 +64,8 @@ struct Bench {
 fn with_sink(sink: impl Sink<CaptchaColumns>) -> Bench {
     let counts = Arc::new(Counts::default());
     let options = AcceptOptions { ack_timeout: Duration::from_millis(300), ..AcceptOptions::new(PARTITIONS) };
-    let acceptor = Acceptor::new(Captcha, options, Box::new(|| Ok(())), Arc::new(sink), counts.clone(), counts.clone());
+    let acceptor =
+        Acceptor::new(Arc::new(Captcha), options, Box::new(|| Ok(())), Arc::new(sink), counts.clone(), counts.clone());
     Bench { acceptor, counts }
 }
 

@@ -22,7 +22,7 @@ const CHUNKS_MAX: usize = 16 * 1024;
 pub struct Options {
     /// Events in one batch, at most.
     pub events_max: usize,
-    /// Bytes in one batch, at most (a single event may have more).
+    /// Bytes in one batch, at most (an event that has more goes alone).
     pub bytes_max: usize,
     /// How long the first event of a batch waits for company.
     pub linger: Duration,
@@ -105,14 +105,15 @@ impl<C: Columns> Batcher<C> {
         let mut rest = 0..columns.len();
         while !rest.is_empty() {
             let rows = self.rows_that_fit(&columns, &rest, &open.columns);
-            open.columns.append(&columns, rows.clone());
             rest.start = rows.end;
-            let full = open.columns.len() >= self.options.events_max || open.columns.bytes() >= self.options.bytes_max;
+            let carries_some = !rows.is_empty();
+            open.columns.append(&columns, rows);
             if rest.is_empty() {
                 break;
             }
-            open.acks.push(ack.split());
-            debug_assert!(full, "a chunk is cut only where a batch is full");
+            if carries_some {
+                open.acks.push(ack.split());
+            }
             self.close(open, produce);
         }
         open.acks.push(ack);
@@ -121,12 +122,22 @@ impl<C: Columns> Batcher<C> {
         }
     }
 
-    /// The first rows of `rest` that still go into the open batch: at least one.
+    /// The first rows of `rest` that still go into the open batch. Events can differ much in length, so the cut is found
+    /// by halving. An event that is larger than a batch may be goes alone.
     fn rows_that_fit(&self, columns: &C, rest: &Range<usize>, open: &C) -> Range<usize> {
-        let by_events = self.options.events_max.saturating_sub(open.len());
-        let bytes_per_row = (columns.bytes() / columns.len().max(1)).max(1);
-        let by_bytes = self.options.bytes_max.saturating_sub(open.bytes()).div_ceil(bytes_per_row);
-        let rows = by_events.min(by_bytes).max(1).min(rest.len());
+        let room = self.options.bytes_max.saturating_sub(open.bytes());
+        let most = self.options.events_max.saturating_sub(open.len()).min(rest.len());
+        let fits = |rows: usize| columns.bytes_of(rest.start..rest.start + rows) <= room;
+        let mut fitting = most;
+        if !fits(most) {
+            let mut beyond = most;
+            fitting = 0;
+            while beyond - fitting > 1 {
+                let middle = fitting + (beyond - fitting) / 2;
+                if fits(middle) { fitting = middle } else { beyond = middle }
+            }
+        }
+        let rows = if open.is_empty() { fitting.max(1) } else { fitting };
         rest.start..rest.start + rows
     }
 
@@ -153,8 +164,13 @@ impl<C: Default> Default for Open<C> {
 mod tests {
     use std::sync::Mutex;
 
+    use arrow::array::{AsArray, RecordBatch, StringArray};
+    use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+
     use super::*;
+    use crate::dice::Dice;
     use crate::flow::Ack;
+    use crate::kinds::BadRecord;
     use crate::kinds::captcha::{CaptchaColumns, CaptchaEvent, CaptchaType};
 
     fn columns(ids: std::ops::Range<u8>) -> CaptchaColumns {
@@ -212,7 +228,67 @@ mod tests {
         let bytes_per_event = columns(0..100).bytes() / 100;
         let (lengths, _) = batches(Options { bytes_max: bytes_per_event * 20, ..options(1000) }, &[(0, 100)], |_| true);
         assert_eq!(lengths.iter().sum::<usize>(), 100);
-        assert!(lengths.iter().all(|length| *length <= 21), "{lengths:?}");
+        assert!(lengths.iter().all(|length| *length <= 20), "{lengths:?}");
+    }
+
+    /// Events of very different lengths, as lines of text.
+    #[derive(Default)]
+    struct Texts(Vec<String>);
+
+    impl Columns for Texts {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn bytes_of(&self, rows: Range<usize>) -> usize {
+            self.0[rows].iter().map(String::len).sum()
+        }
+        fn append(&mut self, from: &Self, rows: Range<usize>) {
+            self.0.extend_from_slice(&from.0[rows]);
+        }
+        fn schema() -> SchemaRef {
+            Arc::new(Schema::new(vec![Field::new("text", DataType::Utf8, false)]))
+        }
+        fn into_batch(self) -> RecordBatch {
+            RecordBatch::try_new(Self::schema(), vec![Arc::new(StringArray::from(self.0))]).unwrap()
+        }
+        fn from_batch(batch: &RecordBatch) -> Result<Self, BadRecord> {
+            let texts = batch.column(0).as_string::<i32>();
+            Ok(Texts(texts.iter().flatten().map(str::to_owned).collect()))
+        }
+    }
+
+    #[test]
+    fn uneven_events_make_no_record_larger_than_meant() {
+        const BYTES_MAX: usize = 10_000;
+        let mut dice = Dice::new("uneven events");
+        let records: Arc<Mutex<Vec<Vec<String>>>> = Arc::default();
+        let seen = records.clone();
+        let options = Options { events_max: 100, bytes_max: BYTES_MAX, linger: Duration::from_millis(5) };
+        let inlet = start("uneven", 1, options, move |batch: Batch<Texts>| {
+            assert!(!batch.acks.is_empty());
+            batch.acks.into_iter().for_each(|ack| ack.settle(true));
+            seen.lock().unwrap().push(batch.columns.0);
+        })
+        .unwrap();
+        let mut sent = Vec::new();
+        let mut acks = Vec::new();
+        for _ in 0..200 {
+            let texts: Vec<String> = (0..1 + dice.below(40))
+                .map(|_| "x".repeat(*dice.pick(&[1, 10, 900, BYTES_MAX - 1, BYTES_MAX, BYTES_MAX + 1, 3 * BYTES_MAX])))
+                .collect();
+            sent.extend(texts.clone());
+            let ack = Ack::new();
+            assert!(inlet.put(0, Chunk { columns: Texts(texts), ack: ack.part() }).is_ok());
+            acks.push(ack);
+        }
+        assert!(acks.iter().all(|ack| ack.wait(Duration::from_secs(20))));
+        drop(inlet);
+        let records = records.lock().unwrap();
+        for record in records.iter() {
+            let bytes: usize = record.iter().map(String::len).sum();
+            assert!(record.len() <= 100 && (bytes <= BYTES_MAX || record.len() == 1), "{} in {bytes}", record.len());
+        }
+        assert_eq!(records.concat(), sent);
     }
 
     #[test]

@@ -10,8 +10,8 @@ use clap::Args;
 
 use super::{FAILED, block_on, out};
 use crate::config::{Config, Loaded, limits, show};
-use crate::kinds::migrations::ALL;
-use crate::log::topics::{Admin, Cluster, MESSAGE_BYTES_MAX, Topic, TopicError};
+use crate::kinds::MIGRATIONS;
+use crate::log::topics::{Admin, Cluster, Topic, TopicError, too_narrow};
 use crate::observe::descriptors_max;
 use crate::store::migrate::{self, MigrateError, NarrowWindow};
 use crate::store::{Store, StoreError};
@@ -166,8 +166,9 @@ fn kafka(config: &Config) -> Vec<Finding> {
         Ok(admin) => admin,
         Err(error) => return away(error),
     };
+    let message_bytes_max = limits::message_bytes_max(config.http.event_bytes_max);
     let mut found = Vec::new();
-    for kind in ALL {
+    for kind in MIGRATIONS {
         let topic = config.kafka.topic(kind.kind);
         let cluster = match admin.describe(&topic, TIMEOUT) {
             Ok(cluster) => cluster,
@@ -185,7 +186,7 @@ fn kafka(config: &Config) -> Vec<Finding> {
             Some(described) => {
                 found.push(topic_found(config, &topic, &cluster, described));
                 match block_on(admin.settings(&topic, TIMEOUT)) {
-                    Ok(Ok(settings)) => found.extend(topic_settings(&topic, &settings)),
+                    Ok(Ok(settings)) => found.extend(topic_settings(&topic, &settings, message_bytes_max)),
                     Ok(Err(error)) => {
                         found.push(finding(
                             State::Warn,
@@ -226,7 +227,7 @@ fn topic_found(config: &Config, topic: &str, cluster: &Cluster, found: &Topic) -
 }
 
 /// What of a topic's settings would lose events, or refuse them.
-fn topic_settings(topic: &str, settings: &[(String, String)]) -> Vec<Finding> {
+fn topic_settings(topic: &str, settings: &[(String, String)], message_bytes_max: u64) -> Vec<Finding> {
     let mut found = Vec::new();
     let setting = |name: &str| settings.iter().find(|(found, _)| found == name).map_or("", |(_, value)| value.as_str());
     let policy = setting("cleanup.policy");
@@ -234,10 +235,10 @@ fn topic_settings(topic: &str, settings: &[(String, String)]) -> Vec<Finding> {
         let text = format!("{topic} has cleanup.policy={policy}, which loses events: set it to delete");
         found.push(finding(State::Fail, "topic", text));
     }
-    if setting("max.message.bytes").parse::<u64>().is_ok_and(|most| most < limits::RECORD_BYTES_MAX) {
+    if let Some(taken) = too_narrow(settings, message_bytes_max) {
         let text = format!(
-            "{topic} takes records of {} bytes, which is too small: set max.message.bytes to {MESSAGE_BYTES_MAX}",
-            setting("max.message.bytes")
+            "{topic} takes records of {taken} bytes, and one event of http.event_bytes_max needs {message_bytes_max} \
+             (max.message.bytes): run millrace migrate, which sets it"
         );
         found.push(finding(State::Fail, "topic", text));
     }
@@ -313,7 +314,7 @@ mod tests {
 
     fn settings(pairs: &[(&str, &str)]) -> Vec<State> {
         let pairs: Vec<_> = pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
-        topic_settings("t", &pairs).iter().map(|finding| finding.state).collect()
+        topic_settings("t", &pairs, 1_048_588).iter().map(|finding| finding.state).collect()
     }
 
     #[test]
@@ -321,7 +322,7 @@ mod tests {
         assert_eq!(settings(&[("cleanup.policy", "delete"), ("retention.ms", "604800000")]), []);
         assert_eq!(settings(&[("retention.ms", "-1"), ("max.message.bytes", "1048588")]), []);
         assert_eq!(settings(&[("cleanup.policy", "compact,delete")]), [State::Fail]);
-        assert_eq!(settings(&[("max.message.bytes", "1000")]), [State::Fail]);
+        assert_eq!(settings(&[("max.message.bytes", "1048587")]), [State::Fail]);
         assert_eq!(settings(&[("retention.ms", "1000")]), [State::Warn]);
     }
 

@@ -15,7 +15,7 @@ use super::value::{Raw, Show};
 pub struct KafkaOptions(BTreeMap<String, Secret>);
 
 /// What librdkafka may not be told, and where it is decided instead.
-const PINNED: [(&str, &str); 31] = [
+const PINNED: [(&str, &str); 35] = [
     ("acks", "every record is acknowledged by all in-sync replicas"),
     ("request.required.acks", "every record is acknowledged by all in-sync replicas"),
     ("enable.idempotence", "the producer is always idempotent"),
@@ -45,12 +45,16 @@ const PINNED: [(&str, &str); 31] = [
     ("compression.codec", "set kafka.compression"),
     ("delivery.timeout.ms", "set kafka.delivery_ms_max"),
     ("message.timeout.ms", "set kafka.delivery_ms_max"),
+    ("message.max.bytes", "it follows from http.event_bytes_max"),
+    ("fetch.message.max.bytes", "it follows from http.event_bytes_max"),
+    ("max.partition.fetch.bytes", "it follows from http.event_bytes_max"),
+    ("statistics.interval.ms", "the program reads them to keep its connections"),
     ("session.timeout.ms", "set writer.session_ms"),
     ("max.poll.interval.ms", "set writer.poll_ms_max"),
 ];
 
 /// Options that people set: for naming the nearest of an unknown one.
-const COMMON: [&str; 38] = [
+const COMMON: [&str; 35] = [
     "client.id",
     "client.rack",
     "security.protocol",
@@ -70,7 +74,6 @@ const COMMON: [&str; 38] = [
     "sasl.mechanisms",
     "sasl.username",
     "sasl.password",
-    "message.max.bytes",
     "queue.buffering.max.messages",
     "queue.buffering.max.kbytes",
     "batch.num.messages",
@@ -86,9 +89,7 @@ const COMMON: [&str; 38] = [
     "fetch.min.bytes",
     "fetch.max.bytes",
     "fetch.wait.max.ms",
-    "max.partition.fetch.bytes",
     "queued.max.messages.kbytes",
-    "statistics.interval.ms",
 ];
 
 impl KafkaOptions {

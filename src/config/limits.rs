@@ -42,8 +42,21 @@ pub const PARTITIONS: RangeInclusive<u64> = 1..=1_024;
 pub const REPLICATION: RangeInclusive<u64> = 1..=9;
 /// A lone event waits at most 5 ms for company: this is the promise of the accepting side.
 pub const LINGER_MS: RangeInclusive<u64> = 0..=5;
-/// A record of the log, in bytes: below the brokers' default `message.max.bytes` of 1,048,588 with room for headers.
+/// A record of many events, in bytes: below the brokers' default `message.max.bytes` of 1,048,588 with room for headers.
+/// A record of one event may be larger: see [`message_bytes_max`].
 pub const RECORD_BYTES_MAX: u64 = 1_000_000;
+/// What frames the columns of a record: the schema, the batch's header (both below 200 bytes for each column) and the
+/// padding of its buffers (three for each column, 64 bytes at most): 16 KiB frame 40 columns.
+pub const RECORD_FRAMING_BYTES: u64 = 16 * KIB;
+/// The columns of a record of many events.
+pub const RECORD_COLUMNS_BYTES_MAX: u64 = RECORD_BYTES_MAX - RECORD_FRAMING_BYTES;
+/// What the columns of one event may take beyond its text: identities, instants and offsets, of which a number, true or
+/// null can be longer in a column than in JSON. 1 KiB is 64 columns of 16 bytes.
+pub const EVENT_COLUMNS_BYTES: u64 = KIB;
+/// What Kafka puts around a record: the batch's header of 61 bytes, lengths, and our two headers.
+pub const MESSAGE_FRAMING_BYTES: u64 = KIB;
+/// The brokers' own default of `message.max.bytes`: no topic is given less.
+pub const MESSAGE_BYTES_MIN: u64 = 1_048_588;
 /// A captcha event in a record: time 8, type 1, two UUIDs 32, accepted_at 8, rounded up for the columns' validity and padding.
 pub const EVENT_RECORD_BYTES: u64 = 50;
 /// Events of one record: 1,000,000 bytes hold 20,000 events of 50 bytes.
@@ -92,8 +105,18 @@ const _: () = assert!(*SHUTDOWN_MS.end() >= *DELIVERY_MS.end() + *LINGER_MS.end(
 const _: () = assert!(*RANGE_EVENTS.end() < 1_048_449);
 const _: () = assert!(*RANGE_EVENTS.end() >= *BATCH_EVENTS.end());
 const _: () = assert!(*BATCH_EVENTS.end() * EVENT_RECORD_BYTES <= RECORD_BYTES_MAX);
+const _: () = assert!(RECORD_BYTES_MAX + MESSAGE_FRAMING_BYTES <= MESSAGE_BYTES_MIN);
+// librdkafka fetches 50 MiB at once by default, and a reader holds 32 MiB ahead: the largest record fits into both.
+const _: () = assert!(message_bytes_max(*EVENT_BYTES.end()) < 32 * MIB);
 const _: () = assert!(*POLL_MS.end() > *CLAIM_AGE_MS.end());
 const _: () = assert!(*CLAIM_AGE_MS.end() > *INSERT_MS.end());
+
+/// The largest record batch that Kafka must take, in bytes, as `max.message.bytes` of a topic counts it: many events in a
+/// record, or one alone of `http.event_bytes_max` with all that frames it. 1 MiB makes 1,067,008.
+pub const fn message_bytes_max(event_bytes_max: u64) -> u64 {
+    let lone = event_bytes_max + EVENT_COLUMNS_BYTES + RECORD_FRAMING_BYTES + MESSAGE_FRAMING_BYTES;
+    if lone > MESSAGE_BYTES_MIN { lone } else { MESSAGE_BYTES_MIN }
+}
 
 /// Two settings (or a setting and what follows from others) that contradict each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -193,6 +216,13 @@ mod tests {
     #[test]
     fn the_defaults_hold() {
         assert_eq!(violations(&Config::default()), []);
+    }
+
+    #[test]
+    fn a_topic_takes_the_largest_event() {
+        assert_eq!(message_bytes_max(Config::default().http.event_bytes_max), 1_067_008);
+        assert_eq!(message_bytes_max(256), MESSAGE_BYTES_MIN);
+        assert_eq!(message_bytes_max(16 * MIB), 16 * MIB + 18 * KIB);
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub struct Http {
     pub ack_ms_max: u64,
     /// The largest single event.
     pub event_bytes_max: u64,
+    /// The version of the API that `/latest/` stands for.
+    pub latest_version: String,
     /// The longest an orderly end may take.
     pub shutdown_ms_max: u64,
 }
@@ -71,6 +73,7 @@ impl Default for Http {
             connections_max: 4_096,
             ack_ms_max: 10_000,
             event_bytes_max: limits::MIB,
+            latest_version: "v1".into(),
             shutdown_ms_max: 9_000,
         }
     }
@@ -83,7 +86,7 @@ pub struct Kafka {
     pub brokers: String,
     /// The topic of a kind is `PREFIX.KIND`.
     pub topic_prefix: String,
-    /// The writers' consumer group; `None` for [`Kafka::group`]'s default.
+    /// What the writers' consumer groups, `GROUP.KIND`, begin with; `None` for [`Kafka::group`]'s default.
     pub group: Option<String>,
     /// Partitions of a topic that has to be created.
     pub partitions: u32,
@@ -122,7 +125,7 @@ impl Default for Kafka {
 }
 
 impl Kafka {
-    /// The consumer group of the writers: as configured, else `PREFIX-writer`.
+    /// What the writers' consumer groups begin with: as configured, else `PREFIX-writer`.
     pub fn group(&self) -> String {
         self.group.clone().unwrap_or_else(|| format!("{}-writer", self.topic_prefix))
     }

@@ -105,6 +105,10 @@ const DATABASE: Text = Text("1 to 63 of the characters a-z A-Z 0-9 _, the first 
         && !text.starts_with(|first: char| first.is_ascii_digit())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 });
+const VERSION: Text = Text("a version of the API such as v1", |text| {
+    text.strip_prefix('v')
+        .is_some_and(|digits| (1..=3).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit()))
+});
 const USER: Text = Text("a user's name", |text| !text.is_empty() && !text.contains(char::is_control));
 const LEVEL: Text = Text(
     "one of \"error\", \"warn\", \"info\", \"debug\", \"trace\", \"off\", or levels by module such as \"info,millrace::writer=debug\"",
@@ -139,10 +143,15 @@ pub const SETTINGS: &[Setting] = &[
         "how long a request waits for Kafka before it is answered 503"
     ),
     setting!(http.event_bytes_max, Whole(limits::EVENT_BYTES, "bytes"), "largest single event"),
+    setting!(http.latest_version, VERSION, "the version that /latest/ stands for"),
     setting!(http.shutdown_ms_max, Whole(limits::SHUTDOWN_MS, "ms"), "longest that an orderly end may take"),
     setting!(kafka.brokers, Brokers, "Kafka's bootstrap servers"),
     setting!(kafka.topic_prefix, TOPIC_PREFIX, "a kind's topic is PREFIX.KIND"),
-    setting!(kafka.group, Optional(GROUP), "the writers' consumer group; PREFIX-writer by default"),
+    setting!(
+        kafka.group,
+        Optional(GROUP),
+        "the consumer group of a kind's writers is GROUP.KIND; PREFIX-writer by default"
+    ),
     setting!(kafka.partitions, Whole32(limits::PARTITIONS, ""), "partitions of a topic that has to be created"),
     setting!(kafka.replication, Whole32(limits::REPLICATION, ""), "replicas of a topic that has to be created"),
     setting!(kafka.group_protocol, GROUP_PROTOCOLS, "how writers share partitions; \"consumer\" needs Kafka 4"),

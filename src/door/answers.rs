@@ -179,7 +179,7 @@ mod tests {
             "\r\nContent-Length: 1234567890\r\nContent-Type: application/json\r\nX-Request-Id: id\r\nRetry-After: 5\
              \r\nAllow: GET\r\nConnection: close\r\n\r\n"
         );
-        fields(&mut text, &Answer::empty(204), "id", Connection::Stays);
+        fields(&mut text, &Answer::no_content(), "id", Connection::Stays);
         let mut bytes = Vec::new();
         head(&mut bytes, 204, None, &mut Date { second: 0, text: String::new() }, &text);
         let bytes = String::from_utf8(bytes).expect("text");

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::exchange::{Answer, Endpoint, Fault, Head};
 
 /// The paths that are served. Patterns are exact paths, or end in a parameter (`/v1/events/{id}`) that stands for one
-/// segment that is not empty; the endpoint finds it with [`Head::last_segment`]. An exact path comes first.
+/// segment that is not empty; the endpoint finds it with [`last_segment`](crate::exchange::last_segment). An exact path comes first.
 #[derive(Default)]
 pub struct Routes {
     entries: Vec<Entry>,
@@ -89,7 +89,7 @@ impl Routes {
     }
 
     /// The route's label (its pattern, or `-` where there is none) and what answers.
-    pub(super) fn find(&self, method: &str, path: &str) -> (&str, Result<&Arc<dyn Endpoint>, Fault>) {
+    pub(crate) fn find(&self, method: &str, path: &str) -> (&str, Result<&Arc<dyn Endpoint>, Fault>) {
         let Some(entry) = self.entry(path) else { return ("-", Err(Fault::NotFound(self.not_found(path)))) };
         let named = |name: &str| entry.methods.iter().find(|(m, _)| *m == name).map(|(_, endpoint)| endpoint);
         let endpoint = named(method).or_else(|| if method == "HEAD" { named("GET") } else { None });
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn the_last_segment_stays_encoded() {
-        let segment = |path: &'static str| Head { path, ..head() }.last_segment();
+        let segment = crate::exchange::last_segment;
         assert_eq!(segment("/v1/events/a%2Fb%20c"), "a%2Fb%20c");
         assert_eq!(segment("/v1/"), "");
         assert_eq!(segment("*"), "*");
@@ -276,6 +276,14 @@ mod tests {
         assert_eq!(ask(&routes, "POST", "/v1/report").1, Err(Fault::MethodNotAllowed("GET, HEAD")));
         assert_eq!(ask(&routes, "post", "/v1/events").1, Err(Fault::MethodNotAllowed("POST")));
         assert_eq!(ask(&routes, "PUT", "/v1/events/7").1, Err(Fault::MethodNotAllowed("GET, DELETE, HEAD")));
+    }
+
+    #[test]
+    fn methods_of_one_path_may_come_one_by_one() {
+        let routes = routes().route("/v1/report", &[("POST", named("post"))]);
+        assert_eq!(ask(&routes, "GET", "/v1/report").1, Ok("report".into()));
+        assert_eq!(ask(&routes, "POST", "/v1/report").1, Ok("post".into()));
+        assert_eq!(ask(&routes, "PUT", "/v1/report").1, Err(Fault::MethodNotAllowed("GET, POST, HEAD")));
     }
 
     #[test]

@@ -75,7 +75,18 @@ impl<'t, 'v, const N: usize> Fields<'t, 'v, N> {
     /// A required UUID.
     #[inline]
     pub fn uuid(&self, place: usize) -> Result<[u8; 16], Rejection> {
-        let value = self.required(place)?;
+        self.read_uuid(place, self.required(place)?)
+    }
+
+    /// A UUID that may be absent or null.
+    #[inline]
+    pub fn optional_uuid(&self, place: usize) -> Result<Option<[u8; 16]>, Rejection> {
+        let value = self.optional(place)?.filter(|value| !value.is_null());
+        value.map(|value| self.read_uuid(place, value)).transpose()
+    }
+
+    #[inline]
+    fn read_uuid(&self, place: usize, value: Value<'t, 'v>) -> Result<[u8; 16], Rejection> {
         let read = value.as_str().and_then(|text| parse_uuid(text.as_bytes()));
         read.ok_or_else(|| bad_uuid(self.names[place], value))
     }
@@ -90,26 +101,26 @@ fn not_an_object(value: Value<'_, '_>, names: &[&str]) -> Rejection {
 #[cold]
 fn repeated(name: &'static str) -> Rejection {
     let message = format!("expected `{name}` once, found it more than once");
-    Rejection { code: "repeated_field", field: Some(name), message: message.into() }
+    Rejection { code: "repeated_field", field: Some(name.into()), message: message.into() }
 }
 
 #[cold]
 fn missing(names: &[&'static str], place: usize) -> Rejection {
     let name = names[place];
     let message = format!("expected the field `{name}`, found none");
-    Rejection { code: "missing_field", field: Some(name), message: message.into() }
+    Rejection { code: "missing_field", field: Some(name.into()), message: message.into() }
 }
 
 #[cold]
 fn bad_time(name: &'static str, value: Value<'_, '_>, reason: &str) -> Rejection {
     let found = excerpt::value(value);
     let message = format!("expected an ISO 8601 time such as 2021-01-22T18:20:42.159246Z, found {found}: {reason}");
-    Rejection { code: "bad_time", field: Some(name), message: message.into() }
+    Rejection { code: "bad_time", field: Some(name.into()), message: message.into() }
 }
 
 #[cold]
 fn bad_uuid(name: &'static str, value: Value<'_, '_>) -> Rejection {
     let found = excerpt::value(value);
     let message = format!("expected a UUID such as 67e55044-10b1-426f-9247-bb680e5fe0c8, found {found}");
-    Rejection { code: "bad_uuid", field: Some(name), message: message.into() }
+    Rejection { code: "bad_uuid", field: Some(name.into()), message: message.into() }
 }

@@ -76,6 +76,24 @@ pub fn write_date(days: i32) -> [u8; 10] {
     ]
 }
 
+/// An instant in UTC, to the microsecond: `2021-01-22T18:20:42.159246Z`.
+pub fn write_instant_us(instant_us: i64) -> String {
+    write_instant(instant_us, instant_us.rem_euclid(1_000_000), 6)
+}
+
+/// An instant in UTC, to the millisecond: `2021-01-22T18:20:42.159Z`.
+pub fn write_instant_ms(instant_ms: i64) -> String {
+    write_instant(instant_ms.saturating_mul(1000), instant_ms.rem_euclid(1000), 3)
+}
+
+fn write_instant(instant_us: i64, fraction: i64, digits: usize) -> String {
+    let second = instant_us.rem_euclid(DAY_US) / 1_000_000;
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let date = write_date(day_of(instant_us));
+    let date = String::from_utf8_lossy(&date);
+    format!("{date}T{hour:02}:{minute:02}:{second:02}.{fraction:0digits$}Z")
+}
+
 /// The number that two digits make; what is not a digit raises `bad`.
 #[inline]
 fn two(text: &[u8], at: usize, bad: &mut bool) -> u32 {
@@ -208,6 +226,19 @@ mod tests {
     /// By chrono, which shares no code with ours.
     fn reference(rfc3339: &str) -> i64 {
         DateTime::parse_from_rfc3339(rfc3339).unwrap_or_else(|error| panic!("{rfc3339}: {error}")).timestamp_micros()
+    }
+
+    #[test]
+    fn writes_what_it_reads() {
+        let mut dice = crate::dice::Dice::new("writes_what_it_reads");
+        for _ in 0..10_000 {
+            let instant_us = (dice.any() % INSTANTS_US.end as u64) as i64;
+            let text = write_instant_us(instant_us);
+            assert_eq!(parse_instant(text.as_bytes()), Ok(instant_us), "{text}");
+            let text = write_instant_ms(instant_us / 1000);
+            assert_eq!(parse_instant(text.as_bytes()), Ok(instant_us / 1000 * 1000), "{text}");
+        }
+        assert_eq!(write_instant_us(0), "1970-01-01T00:00:00.000000Z");
     }
 
     #[test]

@@ -24,25 +24,17 @@ pub struct KindMigrations {
     pub migrations: &'static [Migration],
 }
 
+/// A migration out of its file: the kind, the number and the name make the path.
 macro_rules! migration {
     ($kind:literal, $number:literal, $name:literal) => {
-        Migration {
+        $crate::kinds::migrations::Migration {
             number: $number,
             name: $name,
-            sql: include_str!(concat!("../../sql/", $kind, "/000", $number, "_", $name, ".sql")),
+            sql: include_str!(concat!("../../../sql/", $kind, "/000", $number, "_", $name, ".sql")),
         }
     };
 }
-
-/// All kinds, in the order in which they are migrated.
-pub const ALL: &[KindMigrations] = &[KindMigrations {
-    kind: "captcha",
-    migrations: &[
-        migration!("captcha", 1, "events"),
-        migration!("captcha", 2, "counters"),
-        migration!("captcha", 3, "logs"),
-    ],
-}];
+pub(super) use migration;
 
 impl KindMigrations {
     /// The file of one of its migrations, for messages.
@@ -53,11 +45,11 @@ impl KindMigrations {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::kinds::MIGRATIONS;
 
     #[test]
     fn numbers_have_no_gaps_and_every_file_is_registered() {
-        for kind in ALL {
+        for kind in MIGRATIONS {
             let mut files: Vec<String> = std::fs::read_dir(format!("sql/{}", kind.kind))
                 .unwrap()
                 .map(|file| file.unwrap().path().display().to_string())

@@ -1,20 +1,52 @@
 //! Event kinds: what one kind of event looks like in a request, in the log, in the store and in a report.
 //!
 //! A kind is a type that implements [`Kind`]; the stages are generic over it, so that nothing is dispatched per event.
-//! A kind imports no stage. Adding one touches its folder here, one line of the registration in `run`, and `sql/NAME`.
+//! A kind imports no stage. Adding one takes its folder here, its name in the list below, and `sql/NAME`.
 
 pub mod captcha;
-pub mod migrations;
+pub mod hit;
 
 pub mod excerpt;
 pub mod fields;
 pub mod instant;
+pub mod made_key;
+pub mod migrations;
 pub mod uuid_text;
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
+
+use crate::config::Config;
+use made_key::KeyMaker;
+use migrations::{KindMigrations, Migration};
+
+/// The list of all kinds: what visits each of them, and their migrations.
+macro_rules! register {
+    ($($kind:ty),+ $(,)?) => {
+        /// Shows every kind to a visitor, in the order in which they are wired; the first error ends it.
+        pub fn visit_all<V: KindVisitor>(visitor: &mut V) -> Result<(), V::Error> {
+            $(visitor.visit::<$kind>()?;)+
+            Ok(())
+        }
+
+        /// The migrations of all kinds, in the order in which they are applied.
+        pub const MIGRATIONS: &[KindMigrations] =
+            &[$(KindMigrations { kind: <$kind>::NAME, migrations: <$kind>::MIGRATIONS }),+];
+    };
+}
+
+register!(captcha::Captcha, hit::Hit);
+
+/// What is done for every kind.
+pub trait KindVisitor {
+    /// Why it could not be done.
+    type Error;
+    /// Does it for one kind.
+    fn visit<K: Kind>(&mut self) -> Result<(), Self::Error>;
+}
 
 /// What de-duplicates an event: 128 bits of identity within a lane.
 ///
@@ -33,8 +65,8 @@ pub struct Key {
 pub struct Rejection {
     /// Stable, in `snake_case`: clients and metrics rely on it.
     pub code: &'static str,
-    /// The field that is to blame, where there is one.
-    pub field: Option<&'static str>,
+    /// The field that is to blame, where there is one; a path within it is joined by dots (`data.host`).
+    pub field: Option<Cow<'static, str>>,
     /// What was expected and what was found, for a person.
     pub message: Cow<'static, str>,
 }
@@ -53,7 +85,12 @@ pub trait Columns: Default + Send + 'static {
         self.len() == 0
     }
     /// About how many bytes they take in a record of the log.
-    fn bytes(&self) -> usize;
+    fn bytes(&self) -> usize {
+        self.bytes_of(0..self.len())
+    }
+    /// About how many bytes some of them take. To be told in constant time; for one event at most its text's length in
+    /// the request and [`EVENT_COLUMNS_BYTES`](crate::config::limits::EVENT_COLUMNS_BYTES).
+    fn bytes_of(&self, rows: std::ops::Range<usize>) -> usize;
     /// Adds events of `from`, in order: the rows `rows.start..rows.end`.
     fn append(&mut self, from: &Self, rows: std::ops::Range<usize>);
     /// The columns of a record of the log.
@@ -72,18 +109,49 @@ pub trait Counters<C>: Default + Send + 'static {
     fn to_batch(&self) -> RecordBatch;
 }
 
-/// How a kind's counters are read back, and how they follow from its events. Keys come as bytes of a fixed width.
+/// How a kind's counters are read back, and how they follow from its events.
 pub struct CountersSql {
     /// Columns of the counters table that name a counter.
-    pub key: &'static str,
-    /// How many bytes they have in RowBinary.
-    pub key_bytes: usize,
+    pub key: &'static [&'static str],
+    /// The same, with the same types, in terms of the events table.
+    pub recount_key: &'static [&'static str],
+    /// A counter's name for a person, as text over the columns of `key`; no two counters share one.
+    pub name: &'static str,
     /// Columns of the counters table that are summed (UInt64).
     pub values: &'static [&'static str],
-    /// The key in terms of the events table.
-    pub recount_key: &'static str,
     /// The values in terms of the events table, as aggregates (UInt64).
     pub recount_values: &'static [&'static str],
+}
+
+/// How the key of an event follows from its row of the events table.
+pub struct KeySql {
+    /// The lane (UInt8).
+    pub lane: &'static str,
+    /// The identity, as FixedString(16) in the order of its text.
+    pub id: &'static str,
+    /// Which rows have a key at all.
+    pub present: &'static str,
+}
+
+/// What is known of an event besides its value.
+#[derive(Clone, Copy)]
+pub struct Sent<'v> {
+    /// Its bytes, as they came.
+    pub raw: &'v [u8],
+    /// When its request was received, in microseconds since 1970.
+    pub received_us: i64,
+    /// Its place among the events of its request, from 0; those that were rejected count.
+    pub position: u64,
+    /// Makes keys for the events of a request that has an `Idempotency-Key`.
+    pub key_maker: Option<&'v KeyMaker>,
+}
+
+impl Sent<'_> {
+    /// The identity that the request's `Idempotency-Key` gives to an event without one of its own.
+    #[inline]
+    pub fn made_key(&self) -> Option<[u8; 16]> {
+        self.key_maker.map(|maker| maker.key(self.position, self.raw))
+    }
 }
 
 /// One kind of event.
@@ -94,27 +162,69 @@ pub trait Kind: Send + Sync + Sized + 'static {
     const SCHEMA_VERSION: u16;
     /// How many lanes its keys have.
     const KEY_LANES: u8;
-    /// SQL for the lane (UInt8) and the identity (as FixedString(16), in text order) of a row of the events table.
-    const KEY_SQL: (&'static str, &'static str);
+    /// Its keys in the store.
+    const KEY_SQL: KeySql;
     /// Its counters in the store.
     const COUNTERS_SQL: CountersSql;
+    /// Makes its tables: `NAME_events`, `NAME_counters` and `NAME_logs`.
+    const MIGRATIONS: &'static [Migration];
     /// Its events as columns.
     type Columns: Columns;
     /// What its events are counted in.
     type Counters: Counters<Self::Columns>;
     /// One event, as parsed; it may borrow from the request's body.
     type Event<'v>;
+    /// What its events are checked against: the same for all events of a request, whatever is reloaded meanwhile.
+    type Rules: 'static;
 
+    /// The kind by the configuration; the error says which setting is wrong and what to do.
+    fn open(config: &Config) -> Result<Self, String>;
+    /// Reads again what it has read of files. `Ok` says what is in force now; the error says why the old is still in force.
+    fn reload(&self) -> Result<String, String> {
+        Ok("nothing to reload".to_owned())
+    }
+    /// What it serves, and where.
+    fn endpoints(on: &mut impl Endpoints<Self>);
+
+    /// The rules that are in force.
+    fn rules(&self) -> Self::Rules;
     /// Checks one JSON value and takes the event out of it. The rejection names the first bad field in the schema's order.
-    fn parse<'v>(&self, value: simd_json::tape::Value<'_, 'v>) -> Result<Self::Event<'v>, Rejection>;
+    fn parse<'v>(
+        rules: &Self::Rules,
+        value: simd_json::tape::Value<'_, 'v>,
+        sent: Sent<'v>,
+    ) -> Result<Self::Event<'v>, Rejection>;
     /// The bytes that decide on the partition (see [`partition_of`]).
     fn partition_key<'e>(event: &'e Self::Event<'_>) -> &'e [u8];
     /// Adds an event to columns.
     fn push(columns: &mut Self::Columns, event: &Self::Event<'_>);
-    /// Names the counter whose key has these bytes, for a person.
-    fn describe_counter(key: &[u8]) -> String;
     /// The key of an event; `None` for one that is always new.
     fn key(columns: &Self::Columns, row: usize) -> Option<Key>;
+}
+
+/// A kind whose events are also sent as the query of a request.
+pub trait QueryEvents: Kind {
+    /// Reads one event out of a query string (`sent.raw`); the error names the parameter, and what was expected and found.
+    fn from_query<'v>(rules: &Self::Rules, query: &'v str, sent: Sent<'v>) -> Result<Self::Event<'v>, String>;
+}
+
+/// Takes what a kind serves. A path's last segment may be a parameter, `{name}`.
+///
+/// The first segment of a path is its API version (`/v1/...`), or a name of its own. Several methods of one path may come
+/// from several calls.
+pub trait Endpoints<K: Kind> {
+    /// `POST` of JSON or NDJSON with any number of events.
+    fn accept(&mut self, path: &'static str);
+    /// `POST` of one event, percent-encoded as the path's last segment.
+    fn accept_segment(&mut self, path: &'static str);
+    /// `POST` of one event as the query, answered 204.
+    fn accept_query(&mut self, path: &'static str)
+    where
+        K: QueryEvents;
+    /// `GET` of a report.
+    fn report<R: Report>(&mut self, path: &'static str);
+    /// `GET` of a JSON document that describes the kind.
+    fn document(&mut self, path: &'static str, write: fn(&K) -> Vec<u8>);
 }
 
 /// The partition of an event: XXH3 (64 bits, seed 0) of its partition key, modulo the number of partitions.
@@ -124,14 +234,46 @@ pub fn partition_of(partition_key: &[u8], partitions: u32) -> u32 {
     (xxhash_rust::xxh3::xxh3_64(partition_key) % u64::from(partitions)) as u32
 }
 
-/// A report of a kind: what may be asked, and how its counters answer it. Pure: the report stage runs the query.
+/// What a report is asked, still percent-encoded.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Question<'q> {
+    /// The query string.
+    pub query: Option<&'q str>,
+    /// The path's last segment, where it is a parameter.
+    pub segment: Option<&'q str>,
+}
+
+/// The tables of a kind, named in full.
+#[derive(Clone, Debug)]
+pub struct Tables {
+    /// Its events, with the place in the log of each.
+    pub events: String,
+    /// Its counters (`log_generation` 0) and its ledger.
+    pub counters: String,
+}
+
+/// The answer to a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rendered {
+    /// 200, `application/json`.
+    Json(Vec<u8>),
+    /// 200, `text/plain`.
+    Text(Vec<u8>),
+    /// 404, with what was not found.
+    NotFound(String),
+}
+
+/// A report of a kind: what may be asked, and how its tables answer it. Pure: the report stage runs the query.
 pub trait Report: Send + Sync + 'static {
+    /// How old an answer may be that is given again, counted from the start of its query; zero for asking each time. Only
+    /// short answers are kept.
+    const AGE_MAX: Duration = Duration::ZERO;
     /// A question, understood.
     type Query: Send + Sync;
-    /// Reads the query of the request's target; the error says what is wrong with which parameter and what is allowed.
-    fn parse(query: Option<&str>) -> Result<Self::Query, String>;
-    /// The query of the kind's counters table (named in full), whose rows come in RowBinary.
-    fn sql(query: &Self::Query, counters_table: &str) -> String;
-    /// The answer's body, in JSON, out of the rows; the error is a mistake of ours.
-    fn render(query: &Self::Query, rows: &[u8]) -> Result<Vec<u8>, String>;
+    /// Reads the question; the error says what is wrong with which parameter and what is allowed.
+    fn parse(question: Question<'_>) -> Result<Self::Query, String>;
+    /// The query of the kind's tables, whose rows come in RowBinary.
+    fn sql(query: &Self::Query, tables: &Tables) -> String;
+    /// The answer out of the rows; the error is a mistake of ours.
+    fn render(query: &Self::Query, rows: &[u8]) -> Result<Rendered, String>;
 }

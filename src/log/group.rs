@@ -6,7 +6,7 @@
 //! process that lost its membership without knowing.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
@@ -17,12 +17,18 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 
-use super::client::{complained, heard};
+use super::client::{Bearings, complained, heard};
 use super::{LogError, Options};
 use crate::config::GroupProtocol;
 
 /// How long a question for committed offsets may take.
 const ASK_MAX: Duration = Duration::from_secs(5);
+
+/// How long the end of a tenure waits for a commit before the client is taken for lost: it is not polled meanwhile, so that
+/// it cannot tell.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(3);
+/// How often the end of a tenure looks whether the commit is over.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// The time between being given a partition and losing it.
 pub struct Tenure {
@@ -41,8 +47,25 @@ impl Tenure {
         *lock(&self.active)
     }
 
-    fn end(&self) {
-        *lock(&self.active) = false;
+    /// Ends it. While a commit is under way that waits; a commit lasts as long as its client does not find Kafka, so
+    /// `meanwhile` is called now and then.
+    fn end(&self, meanwhile: &dyn Fn()) {
+        let mut since = Instant::now();
+        loop {
+            match self.active.try_lock() {
+                Ok(mut active) => *active = false,
+                Err(TryLockError::Poisoned(active)) => *active.into_inner() = false,
+                Err(TryLockError::WouldBlock) => {
+                    if since.elapsed() >= COMMIT_PATIENCE {
+                        since = Instant::now();
+                        meanwhile();
+                    }
+                    std::thread::sleep(LOOK_AGAIN);
+                    continue;
+                }
+            }
+            return;
+        }
     }
 }
 
@@ -79,30 +102,31 @@ struct Tenures {
 }
 
 impl Tenures {
-    fn open(&mut self, topic: &str, partition: u32) {
+    fn open(&mut self, topic: &str, partition: u32, meanwhile: &dyn Fn()) {
         let tenure =
             Arc::new(Tenure { topic: topic.to_owned(), partition, opened: Instant::now(), active: Mutex::new(true) });
         if let Some(old) = self.active.insert((topic.to_owned(), partition), tenure.clone()) {
-            old.end();
+            old.end(meanwhile);
         }
         self.fresh.push(tenure);
     }
 
-    fn close(&mut self, topic: &str, partition: u32) {
+    fn close(&mut self, topic: &str, partition: u32, meanwhile: &dyn Fn()) {
         if let Some(tenure) = self.active.remove(&(topic.to_owned(), partition)) {
-            tenure.end();
+            tenure.end(meanwhile);
         }
     }
 
-    fn close_all(&mut self) {
+    fn close_all(&mut self, meanwhile: &dyn Fn()) {
         for (_, tenure) in self.active.drain() {
-            tenure.end();
+            tenure.end(meanwhile);
         }
     }
 }
 
 struct Context {
     tenures: Mutex<Tenures>,
+    bearings: Bearings,
 }
 
 impl ClientContext for Context {
@@ -112,6 +136,10 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         complained(&error, reason);
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        self.bearings.told(statistics);
     }
 }
 
@@ -149,7 +177,7 @@ impl Context {
         let mut tenures = lock(&self.tenures);
         for element in partitions.elements() {
             tracing::info!(topic = element.topic(), partition = element.partition(), "partition assigned");
-            tenures.open(element.topic(), element.partition() as u32);
+            tenures.open(element.topic(), element.partition() as u32, &|| self.bearings.restore(consumer.client()));
         }
         Ok(())
     }
@@ -164,7 +192,8 @@ impl Context {
             let mut tenures = lock(&self.tenures);
             for element in partitions.elements() {
                 tracing::info!(topic = element.topic(), partition = element.partition(), "partition given up");
-                tenures.close(element.topic(), element.partition() as u32);
+                tenures
+                    .close(element.topic(), element.partition() as u32, &|| self.bearings.restore(consumer.client()));
             }
         }
         if cooperative { consumer.incremental_unassign(partitions) } else { consumer.unassign() }
@@ -196,7 +225,8 @@ impl Group {
                 .set("session.timeout.ms", options.session_ms.to_string())
                 .set("heartbeat.interval.ms", (options.session_ms / 4).max(1).to_string());
         }
-        let context = Context { tenures: Mutex::new(Tenures::default()) };
+        let bearings = Bearings::new(&options.kafka, &mut config);
+        let context = Context { tenures: Mutex::default(), bearings };
         let consumer: BaseConsumer<Context> =
             config.create_with_context(context).map_err(failed("setting up the group's client"))?;
         consumer.subscribe(topics).map_err(failed("subscribing to the topics"))?;
@@ -205,6 +235,7 @@ impl Group {
 
     /// Serves the membership; to be called at least every few seconds.
     pub fn poll(&self, timeout: Duration) -> Vec<GroupEvent> {
+        self.consumer.context().bearings.keep(self.consumer.client());
         let failure = match self.consumer.poll(timeout) {
             Some(Err(error)) => self.fatal(error),
             // A record that slipped in before the pause: the partition's own reader has it too.
@@ -213,12 +244,17 @@ impl Group {
         let mut events: Vec<GroupEvent> = {
             let mut tenures = lock(&self.consumer.context().tenures);
             if failure.is_some() {
-                tenures.close_all();
+                tenures.close_all(&|| self.restore());
             }
             tenures.fresh.drain(..).filter(|tenure| tenure.is_active()).map(GroupEvent::Assigned).collect()
         };
         events.extend(failure.map(GroupEvent::Failed));
         events
+    }
+
+    /// For when the client cannot be polled.
+    fn restore(&self) {
+        self.consumer.context().bearings.restore(self.consumer.client());
     }
 
     fn fatal(&self, error: KafkaError) -> Option<KafkaError> {
@@ -266,7 +302,7 @@ impl Group {
 
     /// Ends all tenures and leaves the group, so that others take over at once.
     pub fn leave(&self) {
-        lock(&self.consumer.context().tenures).close_all();
+        lock(&self.consumer.context().tenures).close_all(&|| self.restore());
         self.consumer.unsubscribe();
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod consume;
+pub mod facts;
 pub mod group;
 pub mod produce;
 pub mod record;
@@ -24,6 +25,8 @@ pub struct Options {
     pub session_ms: u64,
     /// Milliseconds within which a writer must ask for news of its group.
     pub poll_ms_max: u64,
+    /// The largest record batch in bytes: [`config::limits::message_bytes_max`].
+    pub message_bytes_max: u64,
 }
 
 impl Options {

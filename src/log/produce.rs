@@ -13,14 +13,17 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 
-use super::client::{complained, heard};
+use super::client::{Bearings, complained, heard};
 use super::{LogError, Options};
 use crate::flow::AckPart;
+use crate::observe::rate::Rate;
 
 /// Bytes that may wait for Kafka in the producer: about 1.5 million captcha events, or a second of full load.
 const QUEUE_KIB_MAX: u32 = 64 * 1024;
 /// Kafka counts as stalled when nothing was acknowledged for this long although something waits.
 const STALL_MAX: Duration = Duration::from_millis(2500);
+/// Records that failed which are logged each second; the others are counted, and the metrics have them all.
+const COMPLAINTS_PER_SECOND_MAX: u64 = 2;
 /// Pause before a full queue is tried again.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(2);
 
@@ -60,8 +63,8 @@ struct Deliveries {
     progress_ms: AtomicU64,
     /// Records acknowledged so far.
     acknowledged: AtomicU64,
-    /// Records that failed since one was last acknowledged.
-    failing: AtomicU64,
+    /// While Kafka is away thousands of records can fail in a second.
+    complaints: Rate,
 }
 
 impl Deliveries {
@@ -81,11 +84,13 @@ impl Deliveries {
             None => {
                 self.progress_ms.store(self.now_ms(), Ordering::Release);
                 self.acknowledged.fetch_add(1, Ordering::AcqRel);
-                self.failing.store(0, Ordering::Release);
             }
             Some(error) => {
-                self.failing.fetch_add(1, Ordering::AcqRel);
-                tracing::warn!(%error, events = in_flight.events, "a record was not acknowledged, its requests get a 503");
+                let (log, left_out) = self.complaints.ask();
+                if log {
+                    let events = in_flight.events;
+                    tracing::warn!(%error, events, left_out, "a record was not acknowledged, its requests get a 503");
+                }
             }
         }
         self.observer.delivered(failure.is_none(), in_flight.events, in_flight.since.elapsed());
@@ -95,7 +100,10 @@ impl Deliveries {
     }
 }
 
-struct Context(Arc<Deliveries>);
+struct Context {
+    deliveries: Arc<Deliveries>,
+    bearings: Bearings,
+}
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -105,13 +113,17 @@ impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         complained(&error, reason);
     }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        self.bearings.told(statistics);
+    }
 }
 
 impl ProducerContext for Context {
     type DeliveryOpaque = Box<InFlight>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, in_flight: Box<InFlight>) {
-        self.0.end(*in_flight, result.as_ref().err().map(|(error, _)| error));
+        self.deliveries.end(*in_flight, result.as_ref().err().map(|(error, _)| error));
     }
 }
 
@@ -132,7 +144,7 @@ impl Producer {
             in_flight: AtomicI64::new(0),
             progress_ms: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
-            failing: AtomicU64::new(0),
+            complaints: Rate::new(COMPLAINTS_PER_SECOND_MAX, Duration::from_secs(1)),
         });
         let client = connect(options, &deliveries)?;
         Ok(Producer { options: options.clone(), deliveries, client: Mutex::new(Arc::new(client)) })
@@ -176,13 +188,10 @@ impl Producer {
         waiting && since_ms > STALL_MAX.as_millis() as u64
     }
 
-    /// For when Kafka answers others: makes the client anew if its last records failed, since a client that was told of no
-    /// broker can stay without one for minutes.
-    pub fn renew_if_failing(&self) {
-        if self.deliveries.failing.swap(0, Ordering::AcqRel) > 0 {
-            let failing = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            self.replace(&failing);
-        }
+    /// To be called every second or so: see [`Bearings::keep`].
+    pub fn keep(&self) {
+        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        client.context().bearings.keep(client.client());
     }
 
     /// Waits until everything handed over is settled; `false` when `timeout` passed first.
@@ -196,7 +205,9 @@ impl Producer {
         if !Arc::ptr_eq(&client, failed) {
             return;
         }
-        tracing::error!(error = ?failed.client().fatal_error(), "the producer does not go on and is made anew");
+        let reason =
+            failed.client().fatal_error().map_or_else(String::new, |(code, reason)| format!("{code}: {reason}"));
+        tracing::error!(reason, "the producer does not go on and is made anew");
         match connect(&self.options, &self.deliveries) {
             Ok(fresh) => *client = Arc::new(fresh),
             Err(error) => tracing::error!(%error, "the producer could not be made anew"),
@@ -212,11 +223,14 @@ fn connect(options: &Options, deliveries: &Arc<Deliveries>) -> Result<ThreadedPr
         .set("compression.codec", options.kafka.compression.name())
         .set("message.timeout.ms", options.kafka.delivery_ms_max.to_string())
         .set("request.timeout.ms", options.kafka.delivery_ms_max.min(5000).to_string())
+        .set("message.max.bytes", options.message_bytes_max.to_string())
         // The batchers have grouped already: nothing is gained by waiting again.
         .set("queue.buffering.max.ms", "0")
         .set("queue.buffering.max.kbytes", QUEUE_KIB_MAX.to_string())
         .set("queue.buffering.max.messages", "100000");
-    config.create_with_context(Context(deliveries.clone())).map_err(|error| LogError {
+    let bearings = Bearings::new(&options.kafka, &mut config);
+    let context = Context { deliveries: deliveries.clone(), bearings };
+    config.create_with_context(context).map_err(|error| LogError {
         brokers: options.kafka.brokers.clone(),
         what: "setting up the producer",
         cause: error.to_string(),

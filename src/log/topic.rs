@@ -8,28 +8,19 @@ use std::time::Duration;
 use rdkafka::bindings as sys;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::client::Plain;
+use super::facts::LogFacts;
 use super::{LogError, Options};
 
-/// How long one question to Kafka may take.
-const ASK_MAX: Duration = Duration::from_secs(5);
+/// How long the tries of one question to Kafka may take. Each is made by a new client: one that has lost its brokers
+/// waits in vain (see [`Bearings`](super::client::Bearings)), and a new one begins with those that are configured.
+const TRIES: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(3)];
+/// How long a question may take whose answer can be done without.
+const GLANCE: Duration = Duration::from_secs(1);
 
-/// What tells one log from another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogFacts {
-    /// The cluster's id.
-    pub cluster_id: String,
-    /// The topic's name.
-    pub topic: String,
-    /// The topic's id, which changes when a topic is deleted and created again (`None` before Kafka 2.8).
-    pub topic_id: Option<String>,
-    /// The offsets of each partition: the oldest that is still there, and one past the newest.
-    pub watermarks: Vec<(i64, i64)>,
-}
-
-/// A client that only asks. After a question that failed it is made anew: a client that Kafka has told of no broker, as
-/// it does for a moment after it was stopped, can stay without one for minutes.
+/// A client that only asks. After a try that failed it is made anew.
 pub struct Inspector {
     options: Options,
     consumer: Mutex<Arc<BaseConsumer<Plain>>>,
@@ -43,8 +34,13 @@ impl Inspector {
 
     /// How many partitions a topic has; `None` when there is no such topic.
     pub fn partitions(&self, topic: &str) -> Result<Option<u32>, LogError> {
-        let metadata = self.ask("asking for the topic", |consumer| {
-            consumer.fetch_metadata(Some(topic), ASK_MAX).map_err(|error| error.to_string())
+        let metadata = self.ask("asking for the topic", |consumer, timeout| {
+            match consumer.fetch_metadata(Some(topic), timeout) {
+                // A broker that has just come back may not count itself yet: nothing can be written or read now.
+                Ok(metadata) if metadata.brokers().is_empty() => Err("it names no broker yet".to_owned()),
+                Ok(metadata) => Ok(metadata),
+                Err(error) => Err(error.to_string()),
+            }
         })?;
         let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
         Ok(found.map(|found| found.partitions().len() as u32).filter(|partitions| *partitions > 0))
@@ -55,38 +51,84 @@ impl Inspector {
         let partitions = self.partitions(topic)?.ok_or_else(|| {
             self.error("asking for the topic", format!("there is no topic {topic}: run `millrace migrate`"))
         })?;
-        let cluster_id = self.ask("asking for the cluster's id", |consumer| {
-            consumer.client().fetch_cluster_id(ASK_MAX).ok_or_else(|| "no answer in time".to_owned())
+        let cluster_id = self.ask("asking for the cluster's id", |consumer, timeout| {
+            consumer.client().fetch_cluster_id(timeout).ok_or_else(|| "no answer in time".to_owned())
         })?;
         let watermarks =
             (0..partitions).map(|partition| self.watermarks(topic, partition)).collect::<Result<Vec<_>, _>>()?;
-        let topic_id = self.ask("asking for the topic's id", |consumer| topic_id(consumer.client(), topic))?;
+        let topic_id =
+            self.ask("asking for the topic's id", |consumer, timeout| topic_id(consumer.client(), topic, timeout))?;
         Ok(LogFacts { cluster_id, topic: topic.to_owned(), topic_id, watermarks })
     }
 
     /// The oldest offset of a partition and one past its newest.
     pub fn watermarks(&self, topic: &str, partition: u32) -> Result<(i64, i64), LogError> {
-        self.ask("asking for a partition's offsets", |consumer| {
-            consumer.fetch_watermarks(topic, partition as i32, ASK_MAX).map_err(|error| error.to_string())
+        self.ask("asking for a partition's offsets", |consumer, timeout| {
+            consumer.fetch_watermarks(topic, partition as i32, timeout).map_err(|error| error.to_string())
         })
+    }
+
+    /// How many records of each partition are not stored, as far as Kafka can tell: from what the group has committed, or
+    /// else from the log's start.
+    pub fn lags(&self, topic: &str) -> Result<Vec<i64>, LogError> {
+        let partitions = self.partitions(topic)?.unwrap_or(0);
+        let committed = self.ask("asking what is committed", |consumer, timeout| {
+            let mut asked = TopicPartitionList::new();
+            asked.add_partition_range(topic, 0, partitions.cast_signed() - 1);
+            consumer.committed_offsets(asked, timeout).map_err(|error| error.to_string())
+        })?;
+        let lag = |partition: u32| {
+            let (low, high) = self.watermarks(topic, partition)?;
+            let next = match committed.find_partition(topic, partition.cast_signed()).map(|found| found.offset()) {
+                Some(Offset::Offset(next)) => next,
+                _ => low,
+            };
+            Ok((high - next).max(0))
+        };
+        (0..partitions).map(lag).collect()
+    }
+
+    /// One past the newest offset of a partition; `None` when Kafka does not tell at once.
+    pub fn end(&self, topic: &str, partition: u32) -> Option<i64> {
+        let question = |consumer: &BaseConsumer<Plain>, timeout| {
+            consumer.fetch_watermarks(topic, partition as i32, timeout).map_err(|error| error.to_string())
+        };
+        self.try_for(&[GLANCE], "asking for a partition's end", question).ok().map(|(_, end)| end)
     }
 
     fn ask<T>(
         &self,
         what: &'static str,
-        question: impl FnOnce(&BaseConsumer<Plain>) -> Result<T, String>,
+        question: impl Fn(&BaseConsumer<Plain>, Duration) -> Result<T, String>,
     ) -> Result<T, LogError> {
-        let asked = self.consumer.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        question(&asked).map_err(|cause| {
-            let mut current = self.consumer.lock().unwrap_or_else(PoisonError::into_inner);
-            // Of several questions that failed together only the first one makes a new client.
-            if Arc::ptr_eq(&current, &asked)
-                && let Ok(fresh) = connect(&self.options)
-            {
-                *current = Arc::new(fresh);
+        self.try_for(&TRIES, what, question)
+    }
+
+    fn try_for<T>(
+        &self,
+        tries: &[Duration],
+        what: &'static str,
+        question: impl Fn(&BaseConsumer<Plain>, Duration) -> Result<T, String>,
+    ) -> Result<T, LogError> {
+        let mut cause = String::new();
+        for timeout in tries.iter().copied() {
+            let asked = self.consumer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            match question(&asked, timeout) {
+                Ok(answer) => return Ok(answer),
+                Err(error) => cause = error,
             }
-            self.error(what, cause)
-        })
+            self.replace(&asked)?;
+        }
+        Err(self.error(what, cause))
+    }
+
+    /// Of several questions that failed together only the first one makes a new client.
+    fn replace(&self, failed: &Arc<BaseConsumer<Plain>>) -> Result<(), LogError> {
+        let mut current = self.consumer.lock().unwrap_or_else(PoisonError::into_inner);
+        if Arc::ptr_eq(&current, failed) {
+            *current = Arc::new(connect(&self.options)?);
+        }
+        Ok(())
     }
 
     fn error(&self, what: &'static str, cause: String) -> LogError {
@@ -105,10 +147,10 @@ fn connect(options: &Options) -> Result<BaseConsumer<Plain>, LogError> {
 }
 
 /// Asks for a topic's id, which the safe API does not offer.
-fn topic_id<C: ClientContext>(client: &Client<C>, topic: &str) -> Result<Option<String>, String> {
+fn topic_id<C: ClientContext>(client: &Client<C>, topic: &str, timeout: Duration) -> Result<Option<String>, String> {
     let name = CString::new(topic).map_err(|_| "a topic's name cannot hold NUL".to_owned())?;
     let mut names = [name.as_ptr()];
-    let timeout_ms = ASK_MAX.as_millis() as i32;
+    let timeout_ms = timeout.as_millis() as i32;
     // SAFETY: `client` outlives every call here. Each object made here is destroyed once, after its last use: the
     // collection and the options after the request was issued (librdkafka copies them), the event (which owns the
     // result, the descriptions and the id's text) after the text was copied. Null pointers are checked before use.

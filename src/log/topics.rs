@@ -3,11 +3,14 @@
 //! In: the configuration and a topic's name. Out: [`Cluster`] as the brokers describe it. Every call blocks its thread
 //! and is bounded by the time given to it.
 
+use std::ffi::{CStr, CString};
+use std::ptr;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::client::DefaultClientContext;
+use rdkafka::bindings as sys;
+use rdkafka::client::{Client, DefaultClientContext};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
@@ -17,12 +20,10 @@ use crate::config;
 /// How long records stay: 7 days. What was acknowledged must be stored before it is deleted, so this is the longest
 /// that ClickHouse (or the writers) may be away; a writer that falls behind it stops with an alarm.
 pub const RETENTION_MS: u64 = 7 * 24 * 60 * 60 * 1000;
-/// The largest record batch that a topic takes: Kafka's own default, stated so that a broker's cannot be below it.
-pub const MESSAGE_BYTES_MAX: u64 = 1_048_588;
+/// The topic's setting for its largest record batch.
+const MESSAGE_BYTES_MAX: &str = "max.message.bytes";
 /// Between two looks at a topic that is being made.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-
-const _: () = assert!(config::limits::RECORD_BYTES_MAX < MESSAGE_BYTES_MAX);
 
 /// Kafka does not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,14 @@ pub enum TopicError {
     /// The topic is not made.
     #[error("the topic {topic} cannot be created: {error}")]
     NotCreated {
+        /// Its name.
+        topic: String,
+        /// Why.
+        error: String,
+    },
+    /// A setting of the topic is not changed.
+    #[error("the settings of the topic {topic} cannot be changed: {error}")]
+    NotAltered {
         /// Its name.
         topic: String,
         /// Why.
@@ -136,15 +145,22 @@ impl<'c> Admin<'c> {
         Ok(found)
     }
 
-    /// Makes a topic, unless it is there, and waits until every partition of it has a leader.
-    pub async fn make(&self, topic: &str, timeout: Duration) -> Result<Made, TopicError> {
+    /// Lets a topic that is there take record batches of so many bytes, and leaves its other settings as they are. Blocks.
+    pub fn widen(&self, topic: &str, message_bytes_max: u64, timeout: Duration) -> Result<(), TopicError> {
+        alter(self.client.inner(), topic, MESSAGE_BYTES_MAX, &message_bytes_max.to_string(), timeout)
+            .map_err(|error| TopicError::NotAltered { topic: topic.to_owned(), error })
+    }
+
+    /// Makes a topic that takes record batches of so many bytes, unless it is there, and waits until every partition of
+    /// it has a leader.
+    pub async fn make(&self, topic: &str, message_bytes_max: u64, timeout: Duration) -> Result<Made, TopicError> {
         let deadline = Instant::now() + timeout;
         if self.describe(topic, timeout)?.topic.is_some() {
             return Ok(Made::Existed);
         }
         let not_created = |error: String| TopicError::NotCreated { topic: topic.to_owned(), error };
         let retention_ms = RETENTION_MS.to_string();
-        let message_bytes_max = MESSAGE_BYTES_MAX.to_string();
+        let message_bytes_max = message_bytes_max.to_string();
         let partitions = i32::try_from(self.config.partitions).unwrap_or(i32::MAX);
         let replication = i32::try_from(self.config.replication).unwrap_or(i32::MAX);
         // With three replicas one broker may be away; with fewer a second copy is not required, or nothing would be
@@ -155,7 +171,7 @@ impl<'c> Admin<'c> {
             .set("retention.ms", &retention_ms)
             .set("retention.bytes", "-1")
             .set("message.timestamp.type", "CreateTime")
-            .set("max.message.bytes", &message_bytes_max)
+            .set(MESSAGE_BYTES_MAX, &message_bytes_max)
             .set("min.insync.replicas", in_sync)
             .set("unclean.leader.election.enable", "false");
         let options = AdminOptions::new().request_timeout(Some(timeout)).operation_timeout(Some(timeout));
@@ -173,6 +189,83 @@ impl<'c> Admin<'c> {
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
         Err(not_created("its partitions have no leader yet".into()))
+    }
+}
+
+/// The largest record batch that a topic with these settings takes, in bytes, where that is less than `needed`.
+pub fn too_narrow(settings: &[(String, String)], needed: u64) -> Option<u64> {
+    let (_, taken) = settings.iter().find(|(name, _)| name == MESSAGE_BYTES_MAX)?;
+    taken.parse().ok().filter(|taken| *taken < needed)
+}
+
+/// Sets one setting of a topic and leaves the others, which the safe API cannot (it would reset them).
+fn alter(client: &Client<QuietContext>, topic: &str, name: &str, value: &str, timeout: Duration) -> Result<(), String> {
+    let text = |text: &str| CString::new(text).map_err(|_| format!("{text:?} holds NUL"));
+    let (topic, name, value) = (text(topic)?, text(name)?, text(value)?);
+    let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: `client` and the texts outlive every call here, and librdkafka copies what it is given. Each object made
+    // here is destroyed once, after its last use: the resource and the options after the request was issued, the event
+    // (which owns the result and its texts) after the text was copied. Null pointers are checked before use.
+    unsafe {
+        let rk = client.native_ptr();
+        let resource =
+            sys::rd_kafka_ConfigResource_new(sys::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, topic.as_ptr());
+        if resource.is_null() {
+            return Err("not a topic's name".to_owned());
+        }
+        let set = sys::rd_kafka_AlterConfigOpType_t::RD_KAFKA_ALTER_CONFIG_OP_TYPE_SET;
+        let refused = sys::rd_kafka_ConfigResource_add_incremental_config(resource, name.as_ptr(), set, value.as_ptr());
+        if !refused.is_null() {
+            let said = CStr::from_ptr(sys::rd_kafka_error_string(refused)).to_string_lossy().into_owned();
+            sys::rd_kafka_error_destroy(refused);
+            sys::rd_kafka_ConfigResource_destroy(resource);
+            return Err(said);
+        }
+        let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_INCREMENTALALTERCONFIGS;
+        let options = sys::rd_kafka_AdminOptions_new(rk, operation);
+        sys::rd_kafka_AdminOptions_set_request_timeout(options, timeout_ms, ptr::null_mut(), 0);
+        let queue = sys::rd_kafka_queue_new(rk);
+        let mut resources = [resource];
+        sys::rd_kafka_IncrementalAlterConfigs(rk, resources.as_mut_ptr(), resources.len(), options, queue);
+        sys::rd_kafka_ConfigResource_destroy(resource);
+        sys::rd_kafka_AdminOptions_destroy(options);
+        let event = sys::rd_kafka_queue_poll(queue, timeout_ms);
+        let altered = if event.is_null() { Err("no answer in time".to_owned()) } else { altered(event) };
+        if !event.is_null() {
+            sys::rd_kafka_event_destroy(event);
+        }
+        sys::rd_kafka_queue_destroy(queue);
+        altered
+    }
+}
+
+/// What the answer to an IncrementalAlterConfigs request of one resource says.
+///
+/// # Safety
+/// `event` is a live event of librdkafka.
+unsafe fn altered(event: *mut sys::rd_kafka_event_t) -> Result<(), String> {
+    const NO_ERROR: sys::rd_kafka_resp_err_t = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
+    // SAFETY: the event is live for the whole function, and what is read here belongs to it.
+    unsafe {
+        if sys::rd_kafka_event_error(event) != NO_ERROR {
+            return Err(CStr::from_ptr(sys::rd_kafka_event_error_string(event)).to_string_lossy().into_owned());
+        }
+        let result = sys::rd_kafka_event_IncrementalAlterConfigs_result(event);
+        if result.is_null() {
+            return Err("an answer of another kind".to_owned());
+        }
+        let mut count = 0;
+        let resources = sys::rd_kafka_IncrementalAlterConfigs_result_resources(result, &mut count);
+        if resources.is_null() || count != 1 {
+            return Err("an answer without the topic".to_owned());
+        }
+        let error = sys::rd_kafka_ConfigResource_error(*resources);
+        if error == NO_ERROR {
+            return Ok(());
+        }
+        let said = sys::rd_kafka_ConfigResource_error_string(*resources);
+        let said = if said.is_null() { sys::rd_kafka_err2str(error) } else { said };
+        Err(CStr::from_ptr(said).to_string_lossy().into_owned())
     }
 }
 

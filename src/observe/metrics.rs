@@ -231,13 +231,19 @@ impl Metrics {
     pub fn partition(self: &Arc<Metrics>, kind: &'static str, partition: u32) -> PartitionMetrics {
         let labels = PartitionLabels { kind, partition };
         PartitionMetrics {
-            lag: self.lag.get_or_create_owned(&labels),
+            lag: self.lag(kind, partition),
             seen_keys: self.seen_keys.get_or_create_owned(&labels),
             seen_bytes: self.seen_bytes.get_or_create_owned(&labels),
             halted: self.halted.get_or_create_owned(&labels),
             metrics: self.clone(),
             labels,
         }
+    }
+
+    /// The lag of a partition, for as long as it is known.
+    pub fn lag(self: &Arc<Metrics>, kind: &'static str, partition: u32) -> LagMetric {
+        let labels = PartitionLabels { kind, partition };
+        LagMetric { gauge: self.lag.get_or_create_owned(&labels), metrics: self.clone(), labels }
     }
 
     /// All metrics as OpenMetrics text.
@@ -321,7 +327,7 @@ pub struct PartitionMetrics {
     metrics: Arc<Metrics>,
     labels: PartitionLabels,
     /// Records not stored yet.
-    pub lag: Gauge,
+    pub lag: LagMetric,
     /// Keys held.
     pub seen_keys: Gauge,
     /// Bytes that they take.
@@ -332,9 +338,30 @@ pub struct PartitionMetrics {
 
 impl Drop for PartitionMetrics {
     fn drop(&mut self) {
-        for family in [&self.metrics.lag, &self.metrics.seen_keys, &self.metrics.seen_bytes, &self.metrics.halted] {
+        for family in [&self.metrics.seen_keys, &self.metrics.seen_bytes, &self.metrics.halted] {
             family.remove(&self.labels);
         }
+    }
+}
+
+/// How many records of one partition are not stored. Its series ends when this is dropped.
+#[derive(Debug)]
+pub struct LagMetric {
+    gauge: Gauge,
+    metrics: Arc<Metrics>,
+    labels: PartitionLabels,
+}
+
+impl LagMetric {
+    /// So many.
+    pub fn set(&self, records: i64) {
+        self.gauge.set(records);
+    }
+}
+
+impl Drop for LagMetric {
+    fn drop(&mut self) {
+        self.metrics.lag.remove(&self.labels);
     }
 }
 

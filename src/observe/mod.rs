@@ -6,6 +6,7 @@ pub mod health;
 pub mod logs;
 pub mod metrics;
 mod process;
+pub mod rate;
 pub mod systemd;
 
 pub(crate) use process::descriptors_max;

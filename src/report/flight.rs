@@ -11,13 +11,39 @@ use std::time::{Duration, Instant};
 use may::sync::Blocker;
 use tokio::runtime::Handle;
 
-struct Flight<V> {
+/// One query that is under way, and who waits for it.
+pub(super) struct Flight<V> {
     landed: OnceLock<V>,
     waiters: Mutex<Vec<Arc<Blocker>>>,
 }
 
-impl<V> Flight<V> {
-    fn land(&self, value: V) {
+impl<V: Clone> Flight<V> {
+    pub(super) fn new() -> Flight<V> {
+        Flight { landed: OnceLock::new(), waiters: Mutex::default() }
+    }
+
+    /// Adds the calling coroutine or thread to those who wait; to be called while the flight cannot land yet.
+    pub(super) fn board(&self) -> Arc<Blocker> {
+        let waiter = Blocker::current();
+        lock(&self.waiters).push(waiter.clone());
+        waiter
+    }
+
+    /// Waits for the value; `None` when `timeout` passed first.
+    pub(super) fn wait(&self, waiter: &Blocker, timeout: Duration) -> Option<V> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if let Some(value) = self.landed.get() {
+                return Some(value.clone());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || waiter.park(Some(left)).is_err() {
+                return self.landed.get().cloned();
+            }
+        }
+    }
+
+    pub(super) fn land(&self, value: V) {
         // Only the flight's own task lands it, once.
         let _ = self.landed.set(value);
         for waiter in lock(&self.waiters).drain(..) {
@@ -46,30 +72,20 @@ impl<V: Clone + Send + Sync + 'static> SingleFlight<V> {
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let waiter = Blocker::current();
-        let flight = self.board(question, &waiter, start);
-        let deadline = Instant::now() + timeout;
-        loop {
-            if let Some(value) = flight.landed.get() {
-                return Some(value.clone());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || waiter.park(Some(left)).is_err() {
-                return flight.landed.get().cloned();
-            }
-        }
+        let (flight, waiter) = self.board(question, start);
+        flight.wait(&waiter, timeout)
     }
 
-    fn board<F>(&self, question: &str, waiter: &Arc<Blocker>, start: impl FnOnce() -> F) -> Arc<Flight<V>>
+    fn board<F>(&self, question: &str, start: impl FnOnce() -> F) -> (Arc<Flight<V>>, Arc<Blocker>)
     where
         F: Future<Output = V> + Send + 'static,
     {
         let mut flights = lock(&self.flights);
         if let Some(flight) = flights.get(question) {
-            lock(&flight.waiters).push(waiter.clone());
-            return flight.clone();
+            return (flight.clone(), flight.board());
         }
-        let flight = Arc::new(Flight { landed: OnceLock::new(), waiters: Mutex::new(vec![waiter.clone()]) });
+        let flight = Arc::new(Flight::new());
+        let waiter = flight.board();
         flights.insert(question.to_owned(), flight.clone());
         let question = question.to_owned();
         let (work, landing, all) = (start(), flight.clone(), self.flights.clone());
@@ -78,11 +94,11 @@ impl<V: Clone + Send + Sync + 'static> SingleFlight<V> {
             lock(&all).remove(&question);
             landing.land(value);
         });
-        flight
+        (flight, waiter)
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

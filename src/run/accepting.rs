@@ -10,23 +10,23 @@ use super::recognise::{Unknown, recognise};
 use super::{Program, RunError};
 use crate::accept::{AcceptObserver, AcceptOptions, Acceptor, LogRejects};
 use crate::batch::{self, Batch, Inlet, Options};
-use crate::exchange::{Answer, Endpoint, Fault, Head};
-use crate::kinds::{Columns, Kind};
+use crate::config::limits;
+use crate::exchange::{Answer, Endpoint, Fault, Head, last_segment};
+use crate::kinds::{Columns, Kind, QueryEvents};
 use crate::log::produce::{DeliveryObserver, Producer, Record};
 use crate::log::record;
 use crate::log::topic::Inspector;
 use crate::observe::health::{Condition, Duty};
 use crate::observe::metrics::KindMetrics;
 
-/// Bytes of events in one record: below Kafka's default `message.max.bytes` (1,048,588), with room for what frames them.
-const RECORD_BYTES_MAX: usize = 960_000;
 /// The pause before Kafka is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// The pause that a client is asked to make.
 const RETRY_AFTER_S: u16 = 1;
 
-/// The accepting endpoint of one kind, which answers 503 until the log is known.
+/// The way in for events of one kind, which answers 503 until the log is known.
 pub struct Intake<K: Kind> {
+    kind: Arc<K>,
     acceptor: OnceLock<Acceptor<K>>,
     producer: Arc<Producer>,
     /// Whether Kafka was there when it was last asked.
@@ -46,9 +46,12 @@ impl<K: Kind> Intake<K> {
     }
 }
 
-impl<K: Kind> Endpoint for Intake<K> {
+/// Events as bodies.
+pub struct Bodies<K: Kind>(pub Arc<Intake<K>>);
+
+impl<K: Kind> Endpoint for Bodies<K> {
     fn admit(&self, head: &Head<'_>) -> Result<(), Fault> {
-        self.acceptor()?.admit(head)
+        self.0.acceptor()?.admit(head)
     }
 
     fn takes_coded_bodies(&self) -> bool {
@@ -56,7 +59,34 @@ impl<K: Kind> Endpoint for Intake<K> {
     }
 
     fn answer(&self, head: &Head<'_>, body: &mut Vec<u8>) -> Answer {
-        self.acceptor().map_or_else(|fault| fault.answer(), |acceptor| acceptor.answer(head, body))
+        self.0.acceptor().map_or_else(|fault| fault.answer(), |acceptor| acceptor.answer(head, body))
+    }
+}
+
+/// One event as the path's last segment.
+pub struct Segments<K: Kind>(pub Arc<Intake<K>>);
+
+impl<K: Kind> Endpoint for Segments<K> {
+    fn admit(&self, head: &Head<'_>) -> Result<(), Fault> {
+        self.0.acceptor()?.admit_segment(head)
+    }
+
+    fn answer(&self, head: &Head<'_>, _: &mut Vec<u8>) -> Answer {
+        let segment = last_segment(head.path);
+        self.0.acceptor().map_or_else(|fault| fault.answer(), |acceptor| acceptor.answer_segment(head, segment))
+    }
+}
+
+/// One event as the query.
+pub struct Queries<K: QueryEvents>(pub Arc<Intake<K>>);
+
+impl<K: QueryEvents> Endpoint for Queries<K> {
+    fn admit(&self, head: &Head<'_>) -> Result<(), Fault> {
+        self.0.acceptor()?.admit_query(head)
+    }
+
+    fn answer(&self, head: &Head<'_>, _: &mut Vec<u8>) -> Answer {
+        self.0.acceptor().map_or_else(|fault| fault.answer(), |acceptor| acceptor.answer_query(head))
     }
 }
 
@@ -65,10 +95,10 @@ fn unavailable(message: &'static str) -> Fault {
 }
 
 /// The intake of a kind; it opens in the background, once the log is known.
-pub fn open_intake<K: Kind + Default>(program: &Arc<Program>, topic: &str) -> Result<Arc<Intake<K>>, RunError> {
+pub fn open_intake<K: Kind>(program: &Arc<Program>, kind: Arc<K>, topic: &str) -> Result<Arc<Intake<K>>, RunError> {
     let metrics = program.metrics.kind(K::NAME);
     let producer = Arc::new(Producer::new(&program.log_options, Box::new(Deliveries(metrics)))?);
-    let intake = Arc::new(Intake { acceptor: OnceLock::new(), producer, answers: Arc::default() });
+    let intake = Arc::new(Intake { kind, acceptor: OnceLock::new(), producer, answers: Arc::default() });
     let condition =
         program.health.condition(format!("{} intake", K::NAME), &[Duty::Accept], "Kafka was not reached yet");
     let (program, topic, opening) = (program.clone(), topic.to_owned(), intake.clone());
@@ -81,7 +111,7 @@ pub fn open_intake<K: Kind + Default>(program: &Arc<Program>, topic: &str) -> Re
 }
 
 /// Opens the intake, then keeps it and the condition true to whether Kafka takes what it is sent.
-fn open_when_known<K: Kind + Default>(
+fn open_when_known<K: Kind>(
     program: &Program,
     topic: &str,
     intake: &Intake<K>,
@@ -107,10 +137,8 @@ fn open_when_known<K: Kind + Default>(
         }
     }
     while !program.shutdown.wait(ASK_AGAIN) {
+        intake.producer.keep();
         let asked = ask(&inspector, topic, &intake.producer);
-        if asked.is_ok() {
-            intake.producer.renew_if_failing();
-        }
         intake.answers.store(asked.is_ok(), Ordering::Release);
         match asked {
             Err(reason) => condition.missing(reason),
@@ -134,12 +162,7 @@ fn ask(inspector: &Inspector, topic: &str, producer: &Producer) -> Result<(), St
 }
 
 /// The accepting stage of a kind.
-fn acceptor<K: Kind + Default>(
-    program: &Program,
-    partitions: u32,
-    inlet: Inlet<K::Columns>,
-    intake: &Intake<K>,
-) -> Acceptor<K> {
+fn acceptor<K: Kind>(program: &Program, partitions: u32, inlet: Inlet<K::Columns>, intake: &Intake<K>) -> Acceptor<K> {
     let http = &program.config.http;
     let options = AcceptOptions {
         partitions,
@@ -153,7 +176,14 @@ fn acceptor<K: Kind + Default>(
         false => Ok(()),
     };
     let (rejects, observer) = (LogRejects::default(), Accepted(program.metrics.kind(K::NAME)));
-    Acceptor::new(K::default(), options, Box::new(overload), Arc::new(inlet), Arc::new(rejects), Arc::new(observer))
+    Acceptor::new(
+        intake.kind.clone(),
+        options,
+        Box::new(overload),
+        Arc::new(inlet),
+        Arc::new(rejects),
+        Arc::new(observer),
+    )
 }
 
 /// How many partitions the log has. The count is part of the data, so it is compared with what is recorded; only while
@@ -181,7 +211,7 @@ fn start_batchers<K: Kind>(
 ) -> Result<Inlet<K::Columns>, RunError> {
     let options = Options {
         events_max: program.config.kafka.batch_events_max as usize,
-        bytes_max: RECORD_BYTES_MAX,
+        bytes_max: limits::RECORD_COLUMNS_BYTES_MAX as usize,
         linger: Duration::from_millis(program.config.kafka.linger_ms),
     };
     let metrics = program.metrics.kind(K::NAME);

@@ -2,6 +2,7 @@
 
 pub mod accepting;
 pub mod recognise;
+mod serving;
 pub mod storing;
 
 use std::collections::HashMap;
@@ -11,19 +12,18 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
-use crate::config::Config;
+use crate::config::{Config, limits};
 use crate::door;
 use crate::exchange::{Answer, Endpoint, Head};
-use crate::kinds::captcha::{Captcha, report::CaptchaReport};
-use crate::kinds::{Kind, Report};
+use crate::kinds::{Kind, KindVisitor, visit_all};
 use crate::log::{self, LogError};
 use crate::observe::health::{Duty, Health, Live, Ready};
-use crate::observe::metrics::{Exposition, KindMetrics, Metrics, RouteMetrics};
+use crate::observe::metrics::{Exposition, Metrics, RouteMetrics};
 use crate::observe::systemd;
-use crate::report::{ReportEndpoint, ReportObserver};
 use crate::shutdown::Shutdown;
-use crate::store::{Store, stored};
+use crate::store::Store;
 use crate::writer;
+use serving::{Paths, Serving};
 
 /// Threads that talk to ClickHouse: they wait, the work is done elsewhere.
 const RUNTIME_THREADS: usize = 2;
@@ -43,6 +43,12 @@ pub enum RunError {
     /// The log is not the one that was recorded.
     #[error("{0}")]
     LogRefused(String),
+    /// A kind of event refuses its settings.
+    #[error("{0}")]
+    Kind(String),
+    /// No kind has the version that `/latest/` is to stand for.
+    #[error("http.latest_version (MILLRACE_HTTP_LATEST_VERSION) is {0}, but the versions there are {1}")]
+    LatestVersion(String, String),
     /// A client of Kafka could not be set up: a setting it refuses.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -92,6 +98,7 @@ pub fn log_options(config: &Config) -> log::Options {
         kafka: config.kafka.clone(),
         session_ms: config.writer.session_ms,
         poll_ms_max: config.writer.poll_ms_max,
+        message_bytes_max: limits::message_bytes_max(config.http.event_bytes_max),
     }
 }
 
@@ -134,20 +141,11 @@ pub fn run(config: &Config, roles: Roles, shutdown: Shutdown) -> Result<(), RunE
     }
 }
 
-/// The paths of one kind.
-struct Paths {
-    accept: &'static [&'static str],
-    report: &'static [&'static str],
-}
-
-const CAPTCHA_PATHS: Paths = Paths {
-    accept: &["/v1/events", "/v1/event", "/api/event", "/latest/events"],
-    report: &["/v1/report", "/api/report", "/latest/report"],
-};
-
 /// What is wired so far.
-struct Wiring {
-    routes: door::Routes,
+struct Wiring<'p> {
+    program: &'p Arc<Program>,
+    roles: Roles,
+    paths: Paths,
     writers: Vec<JoinHandle<()>>,
     flushes: Vec<Box<dyn Fn(Duration) -> bool>>,
 }
@@ -158,14 +156,12 @@ fn wire(program: &Arc<Program>, roles: Roles) -> Result<(), RunError> {
         .route("/health/live", &[("GET", Arc::new(Live(program.health.clone())))])
         .route("/health/ready", &[("GET", Arc::new(Ready(program.health.clone())))])
         .route("/metrics", &[("GET", scraped.clone())]);
-    let wiring = Wiring { routes, writers: Vec::new(), flushes: Vec::new() };
-
-    // One line for each kind: everything else follows from its type.
-    let wiring = connect::<Captcha, CaptchaReport>(program, roles, &CAPTCHA_PATHS, wiring)?;
-
-    let Wiring { routes, writers, flushes } = wiring;
+    let paths = Paths::new(routes, &program.config.http.latest_version);
+    let mut wiring = Wiring { program, roles, paths, writers: Vec::new(), flushes: Vec::new() };
+    visit_all(&mut wiring)?;
+    let Wiring { paths, writers, flushes, .. } = wiring;
     watch_clickhouse(program)?;
-    let door = listen(program, routes)?;
+    let door = listen(program, paths.into_routes()?)?;
     // Set here only.
     let _ = scraped.door.set(door.gauges());
     systemd::watch(program.health.clone())?;
@@ -176,42 +172,31 @@ fn wire(program: &Arc<Program>, roles: Roles) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Wires one kind, in the order of the flow.
-fn connect<K: Kind + Default, R: Report>(
-    program: &Arc<Program>,
-    roles: Roles,
-    paths: &Paths,
-    mut wiring: Wiring,
-) -> Result<Wiring, RunError> {
-    let topic = program.config.kafka.topic(K::NAME);
-    if roles.accept {
-        let intake = accepting::open_intake::<K>(program, &topic)?;
-        let events: Arc<dyn Endpoint> = intake.clone();
-        wiring.flushes.push(Box::new(move |timeout| intake.flush(timeout)));
-        let report: Arc<dyn Endpoint> = Arc::new(ReportEndpoint::<R>::new(
-            program.store.clone(),
-            &stored::counters::<K>(),
-            Duration::from_millis(program.config.clickhouse.report_ms_max),
-            program.runtime.clone(),
-            Arc::new(ReportMetrics(program.metrics.kind(K::NAME))),
-        ));
-        for path in paths.accept {
-            wiring.routes = wiring.routes.route(path, &[("POST", events.clone())]);
+/// Wires each kind, in the order of the flow.
+impl KindVisitor for Wiring<'_> {
+    type Error = RunError;
+
+    fn visit<K: Kind>(&mut self) -> Result<(), RunError> {
+        let program = self.program;
+        let topic = program.config.kafka.topic(K::NAME);
+        if self.roles.accept {
+            let kind = Arc::new(K::open(&program.config).map_err(RunError::Kind)?);
+            let intake = accepting::open_intake::<K>(program, kind.clone(), &topic)?;
+            let flushed = intake.clone();
+            self.flushes.push(Box::new(move |timeout| flushed.flush(timeout)));
+            K::endpoints(&mut Serving { program, kind, intake, paths: &mut self.paths });
         }
-        for path in paths.report {
-            wiring.routes = wiring.routes.route(path, &[("GET", report.clone())]);
+        if self.roles.store {
+            let program = program.clone();
+            let name = format!("group-{}", K::NAME);
+            self.writers.push(std::thread::Builder::new().name(name).spawn(move || {
+                if let Err(error) = storing::store_kind::<K>(&program, &topic) {
+                    program.fail(error);
+                }
+            })?);
         }
+        Ok(())
     }
-    if roles.store {
-        let program = program.clone();
-        let name = format!("group-{}", K::NAME);
-        wiring.writers.push(std::thread::Builder::new().name(name).spawn(move || {
-            if let Err(error) = storing::store_kind::<K>(&program, &topic) {
-                program.fail(error);
-            }
-        })?);
-    }
-    Ok(wiring)
 }
 
 fn listen(program: &Program, routes: door::Routes) -> Result<door::Door, RunError> {
@@ -285,18 +270,6 @@ impl Endpoint for Scraped {
             self.metrics.door(door.connections_open(), door.connections_refused(), door.body_bytes_in_flight());
         }
         Exposition(self.metrics.clone()).answer(head, body)
-    }
-}
-
-/// Turns report queries into metrics.
-struct ReportMetrics(KindMetrics);
-
-impl ReportObserver for ReportMetrics {
-    fn queried(&self, elapsed: Duration, ok: bool) {
-        self.0.report_seconds.observe(elapsed.as_secs_f64());
-        if !ok {
-            self.0.report_failures.inc();
-        }
     }
 }
 

@@ -4,10 +4,10 @@ use tokio::runtime::Handle;
 
 use crate::config::Config;
 use crate::kinds::Kind;
-use crate::log::topic::{Inspector, LogFacts};
+use crate::log::topic::Inspector;
 use crate::store::Store;
 use crate::store::stored::LogRow;
-use crate::writer::identity::{self, Decision, Generation, Log, Stored, decide};
+use crate::writer::identity::{self, Decision, Generation, Stored, decide};
 
 /// Why the log's identity is not known (yet).
 pub enum Unknown {
@@ -25,7 +25,7 @@ pub fn recognise<K: Kind>(
     topic: &str,
 ) -> Result<Generation, Unknown> {
     let not_yet = |error: &dyn std::fmt::Display| Unknown::NotYet(error.to_string());
-    let log = log_of(inspector.facts(topic).map_err(|error| not_yet(&error))?);
+    let log = inspector.facts(topic).map_err(|error| not_yet(&error))?;
     let mut recorded = generations::<K>(store, runtime)?;
     if let Decision::First(first) = decide(&recorded, &log) {
         runtime.block_on(store.open_log::<K>(&row_of(&first))).map_err(|error| not_yet(&error))?;
@@ -52,7 +52,7 @@ fn generations<K: Kind>(store: &Store, runtime: &Handle) -> Result<Vec<Generatio
 pub fn open_generation<K: Kind>(config: &Config, topic: &str) -> Result<Generation, Box<dyn std::error::Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let store = Store::new(&config.clickhouse);
-    let log = log_of(Inspector::new(&super::log_options(config))?.facts(topic)?);
+    let log = Inspector::new(&super::log_options(config))?.facts(topic)?;
     let recorded: Vec<_> = runtime.block_on(store.logs::<K>())?.into_iter().map(generation_of).collect();
     let mut stored = Vec::new();
     if let Some(newest) = recorded.last() {
@@ -64,12 +64,6 @@ pub fn open_generation<K: Kind>(config: &Config, topic: &str) -> Result<Generati
     let opened = identity::open(&recorded, &log, &stored)?;
     runtime.block_on(store.open_log::<K>(&row_of(&opened)))?;
     Ok(opened)
-}
-
-/// The log in the terms of the decision.
-fn log_of(facts: LogFacts) -> Log {
-    let LogFacts { cluster_id, topic, topic_id, watermarks } = facts;
-    Log { cluster_id, topic, topic_id, watermarks }
 }
 
 /// A recorded generation in the terms of the decision.

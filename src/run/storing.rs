@@ -10,7 +10,7 @@ use super::{Program, RunError};
 use crate::kinds::Kind;
 use crate::log::topic::Inspector;
 use crate::observe::health::{Condition, Duty, Health};
-use crate::observe::metrics::{KindMetrics, Metrics, PartitionMetrics, TableMetrics};
+use crate::observe::metrics::{KindMetrics, LagMetric, Metrics, PartitionMetrics, TableMetrics};
 use crate::writer::identity::Generation;
 use crate::writer::worker::Tools;
 use crate::writer::{WriterObserver, members};
@@ -24,7 +24,10 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// Stores a kind until the program ends. Blocks.
 pub fn store_kind<K: Kind>(program: &Arc<Program>, topic: &str) -> Result<(), RunError> {
     let condition = program.health.condition(format!("{} log", K::NAME), &[Duty::Store], "not recognised yet");
-    let inspector = Arc::new(Inspector::new(&program.log_options)?);
+    let mut options = program.log_options.clone();
+    // Kinds share no group: a writer that joins or leaves one kind's must not stop the others'.
+    options.kafka.group = Some(format!("{}.{}", options.kafka.group(), K::NAME));
+    let inspector = Arc::new(Inspector::new(&options)?);
     let Some(log) = recognise_until_ending::<K>(program, &inspector, topic, &condition)? else { return Ok(()) };
     condition.holds();
     let log = Arc::new(log);
@@ -36,7 +39,7 @@ pub fn store_kind<K: Kind>(program: &Arc<Program>, topic: &str) -> Result<(), Ru
     let recognise = recognition::<K>(program.clone(), inspector.clone(), log.clone());
     watch(program, inspector.clone(), topic, observer.clone(), recognise.clone())?;
     let tools = |group| Tools {
-        options: program.log_options.clone(),
+        options: options.clone(),
         settings: program.writer_settings,
         log: log.clone(),
         group,
@@ -47,7 +50,7 @@ pub fn store_kind<K: Kind>(program: &Arc<Program>, topic: &str) -> Result<(), Ru
         observer: observer.clone(),
         is_ending: is_ending.clone(),
     };
-    members::store_log::<K>(&program.log_options, topic, &*is_ending, tools)?;
+    members::store_log::<K>(&options, topic, &*is_ending, tools)?;
     Ok(())
 }
 
@@ -59,6 +62,9 @@ fn recognise_until_ending<K: Kind>(
     condition: &Condition,
 ) -> Result<Option<Generation>, RunError> {
     let mut told = None;
+    // Until it is known what is stored, Kafka's word shows how much waits.
+    let mut lags: Vec<LagMetric> = Vec::new();
+    let mut looked_at: Option<Instant> = None;
     loop {
         match recognise::<K>(inspector, &program.store, &program.runtime, topic) {
             Ok(generation) => return Ok(Some(generation)),
@@ -69,6 +75,16 @@ fn recognise_until_ending<K: Kind>(
                     tracing::warn!(topic, %reason, "the log is not recognised yet, asking again");
                     told = Some(reason);
                 }
+            }
+        }
+        if looked_at.is_none_or(|then| then.elapsed() >= WATCH_EVERY) {
+            looked_at = Some(Instant::now());
+            // What keeps Kafka from telling is the reason above.
+            for (partition, records) in (0..).zip(inspector.lags(topic).unwrap_or_default()) {
+                if partition as usize == lags.len() {
+                    lags.push(program.metrics.lag(K::NAME, partition));
+                }
+                lags[partition as usize].set(records);
             }
         }
         if program.shutdown.wait(ASK_AGAIN) {
@@ -241,9 +257,18 @@ fn watch(
         while !shutdown.wait(WATCH_EVERY) {
             // What keeps Kafka or ClickHouse from telling is said by their own conditions.
             let _ = recognise(Instant::now());
-            for (partition, next) in observer.served() {
-                if let (true, Ok((_, high))) = (next >= 0, inspector.watermarks(&topic, partition)) {
-                    observer.lag(partition, (high - next).max(0));
+            let served = observer.served();
+            // A partition that is being taken over waits for ClickHouse: until then Kafka's word shows its lag.
+            let unknown = served.iter().any(|(_, next)| *next < 0);
+            let lags = if unknown { inspector.lags(&topic).unwrap_or_default() } else { Vec::new() };
+            for (partition, next) in served {
+                match next {
+                    0.. => {
+                        if let Ok((_, high)) = inspector.watermarks(&topic, partition) {
+                            observer.lag(partition, (high - next).max(0));
+                        }
+                    }
+                    _ => lags.get(partition as usize).into_iter().for_each(|lag| observer.lag(partition, *lag)),
                 }
             }
         }

@@ -3,17 +3,20 @@
 //! Exact while writers are at work: counters and ledger are read in one query of one table (an insert adds both at once),
 //! and only the events that the ledger covers are recounted; a range's events are stored before its counters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clickhouse::Row;
 use serde::Deserialize;
 
 use super::stored::{counters, events};
 use super::{Store, StoreError};
-use crate::kinds::Kind;
+use crate::kinds::{CountersSql, KeySql, Kind};
 
 /// Events whose keys are compared in one query: about 2 GiB of ClickHouse's memory.
 const KEYS_PER_QUERY: u64 = 20_000_000;
+
+/// Rows of counters compared at once: about 500 MB here.
+const COUNTERS_PER_SLICE: u64 = 2_000_000;
 
 /// What a recount found.
 #[derive(Debug, Default)]
@@ -46,60 +49,82 @@ struct PartitionCount {
 
 impl Store {
     /// Recounts everything that is stored of a kind.
+    ///
+    /// Counters are compared in slices of their names, so that the memory it takes is bounded; each slice is read together
+    /// with the ledger that it belongs to.
     pub async fn recount<K: Kind>(&self) -> Result<Recount, StoreError> {
-        let (ledgers, counted) = self.counters_and_ledgers::<K>().await?;
-        let mut found = Recount { counters: counted.len(), ..Recount::default() };
-        let covered = covered_sql(&ledgers);
-        let recounted = self.recounted::<K>(&covered).await?;
-        compare::<K>(&counted, &recounted, &mut found.differences);
-        self.check_ledgers::<K>(&ledgers, &covered, &mut found).await?;
-        self.check_keys::<K>(&covered, &mut found).await?;
+        let rows: Vec<u64> = self.rows(&format!("SELECT count() FROM {}", self.table(&counters::<K>()))).await?;
+        let slices = rows.iter().sum::<u64>().div_ceil(COUNTERS_PER_SLICE).max(1);
+        let mut found = Recount::default();
+        for slice in 0..slices {
+            let (ledgers, counted) = self.counters_and_ledgers::<K>(slice, slices).await?;
+            found.counters += counted.len();
+            let covered = covered_sql(&ledgers);
+            let recounted = self.recounted::<K>(&covered, slice, slices).await?;
+            compare::<K>(&counted, &recounted, &mut found.differences);
+            if slice == 0 {
+                self.check_ledgers::<K>(&ledgers, &covered, &mut found).await?;
+                self.check_keys::<K>(&covered, &mut found).await?;
+            }
+        }
         Ok(found)
     }
 
-    /// The ledgers and the counters of one moment.
-    async fn counters_and_ledgers<K: Kind>(&self) -> Result<(Vec<Ledger>, Counted), StoreError> {
-        let sql = &K::COUNTERS_SQL;
-        let values = sums(sql.values);
+    /// The ledgers and a slice of the counters, of one moment.
+    async fn counters_and_ledgers<K: Kind>(
+        &self,
+        slice: u64,
+        slices: u64,
+    ) -> Result<(Vec<Ledger>, Counted), StoreError> {
+        let CountersSql { key, name, values, .. } = K::COUNTERS_SQL;
+        let (key, sums) = (key.join(", "), sums(values));
         let query = format!(
             "SELECT log_generation, log_partition, min(range_first), max(range_last) + 1, sum(range_offsets), \
-             sum(new_events), {key}, {values} FROM {table} GROUP BY log_generation, log_partition, {key}",
-            key = sql.key,
+             sum(new_events), {name}, {sums} FROM {table} WHERE log_generation > 0 OR {in_slice} \
+             GROUP BY log_generation, log_partition, {key}",
             table = self.table(&counters::<K>()),
+            in_slice = in_slice(&key, slice, slices),
         );
         let bytes = self.row_binary(&query).await?;
-        let row = LEDGER_BYTES + sql.key_bytes + 8 * sql.values.len();
+        let mut rest = bytes.as_ref();
         let (mut ledgers, mut counted) = (Vec::new(), Counted::new());
-        for bytes in whole_rows(&bytes, row)? {
-            let (ledger, counter) = bytes.split_at(LEDGER_BYTES);
-            let ledger = read_ledger(ledger);
+        while !rest.is_empty() {
+            let ledger = read_ledger(take(&mut rest, LEDGER_BYTES)?);
+            let (name, values) = read_counter(&mut rest, values.len())?;
             if ledger.generation > 0 {
                 ledgers.push(ledger);
             } else {
-                let (key, values) = counter.split_at(sql.key_bytes);
-                counted.insert(key.to_vec(), read_values(values));
+                counted.insert(name, values);
             }
         }
         ledgers.sort_by_key(|ledger| (ledger.generation, ledger.partition));
         Ok((ledgers, counted))
     }
 
-    async fn recounted<K: Kind>(&self, covered: &str) -> Result<Counted, StoreError> {
-        let sql = &K::COUNTERS_SQL;
-        let values = sql.recount_values.join(", ");
+    async fn recounted<K: Kind>(&self, covered: &str, slice: u64, slices: u64) -> Result<Counted, StoreError> {
+        let CountersSql { key, recount_key, name, values, recount_values } = K::COUNTERS_SQL;
+        let named = |expressions: &[&str], names: &[&str]| {
+            let pairs = expressions.iter().zip(names).map(|(expression, name)| format!("{expression} AS r_{name}"));
+            pairs.collect::<Vec<_>>().join(", ")
+        };
         let query = format!(
-            "SELECT {key}, {values} FROM {table} WHERE {covered} GROUP BY {key}",
-            key = sql.recount_key,
+            "WITH {renamed} SELECT {name}, {totals} FROM (SELECT {keys}, {values} FROM {table} \
+             WHERE ({covered}) AND {in_slice} GROUP BY {group})",
+            renamed = key.iter().map(|name| format!("r_{name} AS {name}")).collect::<Vec<_>>().join(", "),
+            totals = values.iter().map(|name| format!("r_{name}")).collect::<Vec<_>>().join(", "),
+            keys = named(recount_key, key),
+            values = named(recount_values, values),
             table = self.table(&events::<K>()),
+            in_slice = in_slice(&recount_key.join(", "), slice, slices),
+            group = key.iter().map(|name| format!("r_{name}")).collect::<Vec<_>>().join(", "),
         );
         let bytes = self.row_binary(&query).await?;
-        let rows = whole_rows(&bytes, sql.key_bytes + 8 * sql.values.len())?;
-        Ok(rows
-            .map(|row| {
-                let (key, values) = row.split_at(sql.key_bytes);
-                (key.to_vec(), read_values(values))
-            })
-            .collect())
+        let mut rest = bytes.as_ref();
+        let mut counted = Counted::new();
+        while !rest.is_empty() {
+            counted.extend([read_counter(&mut rest, values.len())?]);
+        }
+        Ok(counted)
     }
 
     /// Each partition's ranges must join without gap or overlap, and add up to the events that are stored.
@@ -142,13 +167,13 @@ impl Store {
 
     /// No key may be stored twice. Compared in slices, so that the memory it takes is bounded.
     async fn check_keys<K: Kind>(&self, covered: &str, found: &mut Recount) -> Result<(), StoreError> {
-        let (lane, id) = K::KEY_SQL;
+        let KeySql { lane, id, present } = K::KEY_SQL;
         let slices = found.events.div_ceil(KEYS_PER_QUERY).max(1);
         let mut twice = 0;
         for slice in 0..slices {
             let sql = format!(
                 "SELECT toInt64(count()) - toInt64(uniqExact({lane}, {id})) FROM {} \
-                 WHERE ({covered}) AND cityHash64({id}) % {slices} = {slice}",
+                 WHERE ({covered}) AND {present} AND cityHash64({id}) % {slices} = {slice}",
                 self.table(&events::<K>())
             );
             twice += self.rows::<i64>(&sql).await?.into_iter().sum::<i64>();
@@ -160,18 +185,41 @@ impl Store {
     }
 }
 
-/// Counters by their key, both in the form of a row of bytes.
-type Counted = BTreeMap<Vec<u8>, Vec<u64>>;
+/// Counters by their name.
+type Counted = BTreeMap<String, Vec<u64>>;
 
 /// generation 4, partition 4, first 8, next 8, offsets 8, new events 8.
 const LEDGER_BYTES: usize = 40;
 
-/// The rows of an answer in RowBinary with columns of fixed widths.
-fn whole_rows(bytes: &[u8], row: usize) -> Result<std::slice::ChunksExact<'_, u8>, StoreError> {
-    if !bytes.len().is_multiple_of(row) {
-        return Err(StoreError::Unreadable(format!("{} bytes are no whole number of rows of {row}", bytes.len())));
+/// The next bytes of an answer in RowBinary.
+fn take<'r>(rest: &mut &'r [u8], bytes: usize) -> Result<&'r [u8], StoreError> {
+    let (taken, left) =
+        rest.split_at_checked(bytes).ok_or_else(|| StoreError::Unreadable("the counters end within a row".into()))?;
+    *rest = left;
+    Ok(taken)
+}
+
+/// A counter's name (a String) and its values.
+fn read_counter(rest: &mut &[u8], values: usize) -> Result<(String, Vec<u64>), StoreError> {
+    let (mut length, mut shift) = (0, 0);
+    loop {
+        let byte = take(rest, 1)?[0];
+        length |= usize::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte < 0x80 {
+            break;
+        }
+        if shift > 28 {
+            return Err(StoreError::Unreadable("a counter's name is longer than any".into()));
+        }
     }
-    Ok(bytes.chunks_exact(row))
+    let name = String::from_utf8_lossy(take(rest, length)?).into_owned();
+    Ok((name, read_values(take(rest, 8 * values)?)))
+}
+
+/// The condition for one slice of the counters.
+fn in_slice(key: &str, slice: u64, slices: u64) -> String {
+    format!("cityHash64({key}) % {slices} = {slice}")
 }
 
 fn read_ledger(bytes: &[u8]) -> Ledger {
@@ -209,13 +257,12 @@ fn covered_sql(ledgers: &[Ledger]) -> String {
 
 fn compare<K: Kind>(counted: &Counted, recounted: &Counted, differences: &mut Vec<String>) {
     let zero = vec![0; K::COUNTERS_SQL.values.len()];
-    let keys: std::collections::BTreeSet<_> = counted.keys().chain(recounted.keys()).collect();
-    for key in keys {
-        let (counters, events) = (counted.get(key).unwrap_or(&zero), recounted.get(key).unwrap_or(&zero));
-        for ((name, counter), event) in K::COUNTERS_SQL.values.iter().zip(counters).zip(events) {
+    let names: BTreeSet<_> = counted.keys().chain(recounted.keys()).collect();
+    for name in names {
+        let (counters, events) = (counted.get(name).unwrap_or(&zero), recounted.get(name).unwrap_or(&zero));
+        for ((value, counter), event) in K::COUNTERS_SQL.values.iter().zip(counters).zip(events) {
             if counter != event {
-                let at = K::describe_counter(key);
-                differences.push(format!("{at}: {name} is {counter} in the counters, {event} in the events"));
+                differences.push(format!("{name}: {value} is {counter} in the counters, {event} in the events"));
             }
         }
     }

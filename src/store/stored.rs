@@ -4,7 +4,7 @@ use clickhouse::{Compression, Row};
 use serde::Deserialize;
 
 use super::{Store, StoreError};
-use crate::kinds::{Key, Kind};
+use crate::kinds::{Key, KeySql, Kind};
 
 /// The ledger of a partition: what its stored ranges add up to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Row, Deserialize)]
@@ -99,10 +99,10 @@ impl Store {
         below: i64,
         mut each: impl FnMut(Key, bool) -> bool,
     ) -> Result<(), StoreError> {
-        let (lane, id) = K::KEY_SQL;
+        let KeySql { lane, id, present } = K::KEY_SQL;
         let sql = format!(
-            "SELECT {lane}, log_generation = {generation}, {id} FROM {} WHERE log_generation < {generation} \
-             OR (log_generation = {generation} AND log_partition = {partition} AND log_offset < {below})",
+            "SELECT {lane}, log_generation = {generation}, {id} FROM {} WHERE {present} AND (log_generation < {generation} \
+             OR (log_generation = {generation} AND log_partition = {partition} AND log_offset < {below}))",
             self.table(&events::<K>())
         );
         // One byte for the lane, one for the generation and sixteen for the identity.

@@ -14,7 +14,7 @@ use super::seen::SeenKeys;
 use super::{Settings, WriterObserver};
 use crate::kinds::{Columns, Kind};
 use crate::log::consume::{Polled, Reader};
-use crate::log::{LogError, Options, record};
+use crate::log::record;
 
 /// The longest that one poll waits.
 const POLL_MAX: Duration = Duration::from_millis(100);
@@ -72,16 +72,9 @@ pub struct Filler<K: Kind> {
 }
 
 impl<K: Kind> Filler<K> {
-    /// A filler with a reader of its own.
-    pub fn new(
-        options: &Options,
-        topic: &str,
-        partition: u32,
-        settings: Settings,
-        observer: Arc<dyn WriterObserver>,
-    ) -> Result<Filler<K>, LogError> {
-        let reader = Reader::new(options, topic, partition)?;
-        Ok(Filler { reader, partition, settings, observer, reads_at: None, stash: None, open: None, complained: None })
+    /// A filler with the partition's reader.
+    pub fn new(reader: Reader, partition: u32, settings: Settings, observer: Arc<dyn WriterObserver>) -> Filler<K> {
+        Filler { reader, partition, settings, observer, reads_at: None, stash: None, open: None, complained: None }
     }
 
     /// Forgets what was read and is not in a finished block: the next block starts afresh.

@@ -4,6 +4,8 @@
 //! generations, so the rows, the commits and the tokens carry its number. A log that is not the recorded one is
 //! refused until the operator opens a new generation, since reading on would take new records for stored ones.
 
+use crate::log::facts::LogFacts;
+
 /// A generation as ClickHouse records it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Generation {
@@ -38,34 +40,21 @@ impl Generation {
         self.partitions() == other.partitions()
     }
 
-    fn describes(&self, log: &Log) -> bool {
+    fn describes(&self, log: &LogFacts) -> bool {
         self.same_topic(log) && self.partitions() == log.watermarks.len()
     }
 
-    fn same_topic(&self, log: &Log) -> bool {
+    fn same_topic(&self, log: &LogFacts) -> bool {
         self.cluster_id == log.cluster_id && self.topic == log.topic && self.same_topic_id(log)
     }
 
     /// Unknown ids are taken for equal: the log's extent still tells most re-created topics apart.
-    fn same_topic_id(&self, log: &Log) -> bool {
+    fn same_topic_id(&self, log: &LogFacts) -> bool {
         match (&self.topic_id, &log.topic_id) {
             (Some(recorded), Some(found)) => recorded == found,
             _ => true,
         }
     }
-}
-
-/// The log as Kafka shows it now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Log {
-    /// The id of the cluster.
-    pub cluster_id: String,
-    /// The topic's name.
-    pub topic: String,
-    /// The topic's id, where the broker tells.
-    pub topic_id: Option<String>,
-    /// Of each partition: the first offset, and one past the last.
-    pub watermarks: Vec<(i64, i64)>,
 }
 
 /// What follows from comparing the log with the recorded generations.
@@ -80,7 +69,7 @@ pub enum Decision {
 }
 
 /// Compares the log with the recorded generations, in any order.
-pub fn decide(recorded: &[Generation], log: &Log) -> Decision {
+pub fn decide(recorded: &[Generation], log: &LogFacts) -> Decision {
     let Some(newest) = recorded.iter().max_by_key(|generation| generation.number) else {
         return Decision::First(generation(1, log, lows(log)));
     };
@@ -124,7 +113,7 @@ pub struct Stored {
 /// after retention nothing else is left, and after a lost tail the records before it may be new ones (events
 /// with a key are still counted once, since the keys of all generations count as seen; those without a key are
 /// counted again). Another topic is read from its start.
-pub fn open(recorded: &[Generation], log: &Log, stored: &[Stored]) -> Result<Generation, OpenError> {
+pub fn open(recorded: &[Generation], log: &LogFacts, stored: &[Stored]) -> Result<Generation, OpenError> {
     let Some(newest) = recorded.iter().max_by_key(|generation| generation.number) else {
         return Ok(generation(1, log, lows(log)));
     };
@@ -148,7 +137,7 @@ pub fn open(recorded: &[Generation], log: &Log, stored: &[Stored]) -> Result<Gen
     Ok(generation(newest.number + 1, log, start_offsets))
 }
 
-fn generation(number: u32, log: &Log, start_offsets: Vec<i64>) -> Generation {
+fn generation(number: u32, log: &LogFacts, start_offsets: Vec<i64>) -> Generation {
     Generation {
         number,
         cluster_id: log.cluster_id.clone(),
@@ -158,11 +147,11 @@ fn generation(number: u32, log: &Log, start_offsets: Vec<i64>) -> Generation {
     }
 }
 
-fn lows(log: &Log) -> Vec<i64> {
+fn lows(log: &LogFacts) -> Vec<i64> {
     log.watermarks.iter().map(|(low, _)| *low).collect()
 }
 
-fn refusal(recorded: &[Generation], newest: &Generation, log: &Log) -> String {
+fn refusal(recorded: &[Generation], newest: &Generation, log: &LogFacts) -> String {
     let found = if newest.cluster_id != log.cluster_id {
         format!(
             "topic {} is now in kafka cluster {}, but generation {} of the log is in cluster {}",
@@ -206,8 +195,8 @@ fn refusal(recorded: &[Generation], newest: &Generation, log: &Log) -> String {
 mod tests {
     use super::*;
 
-    fn log() -> Log {
-        Log {
+    fn log() -> LogFacts {
+        LogFacts {
             cluster_id: "c1".into(),
             topic: "captcha".into(),
             topic_id: Some("t1".into()),
@@ -222,7 +211,7 @@ mod tests {
         }
     }
 
-    fn refused(recorded: &[Generation], log: &Log) -> String {
+    fn refused(recorded: &[Generation], log: &LogFacts) -> String {
         match decide(recorded, log) {
             Decision::Refuse(message) => message,
             other => panic!("{other:?}"),
@@ -243,7 +232,7 @@ mod tests {
 
     #[test]
     fn only_the_newest_generation_is_known() {
-        let newer = Log { topic: "captcha2".into(), topic_id: Some("t2".into()), ..log() };
+        let newer = LogFacts { topic: "captcha2".into(), topic_id: Some("t2".into()), ..log() };
         let second = open(&[first()], &newer, &stored(&[Some(100), Some(50)]));
         let recorded = [second.expect("opens"), first()];
         assert_eq!(decide(&recorded, &newer), Decision::Known(2));
@@ -255,11 +244,11 @@ mod tests {
     #[test]
     fn another_log_is_refused() {
         let recorded = [first()];
-        let recreated = Log { topic_id: Some("t9".into()), ..log() };
+        let recreated = LogFacts { topic_id: Some("t9".into()), ..log() };
         assert!(refused(&recorded, &recreated).starts_with("topic captcha was deleted and created again"));
-        let cluster = Log { cluster_id: "c2".into(), ..log() };
+        let cluster = LogFacts { cluster_id: "c2".into(), ..log() };
         assert!(refused(&recorded, &cluster).starts_with("topic captcha is now in kafka cluster c2"));
-        let grown = Log { watermarks: vec![(0, 1); 3], ..log() };
+        let grown = LogFacts { watermarks: vec![(0, 1); 3], ..log() };
         assert!(refused(&recorded, &grown).starts_with("topic captcha has 3 partitions, but generation 1"));
         for message in [refused(&recorded, &recreated), refused(&recorded, &cluster), refused(&recorded, &grown)] {
             assert!(message.contains("`millrace migrate --new-generation`"));
@@ -268,7 +257,7 @@ mod tests {
 
     #[test]
     fn an_id_that_is_not_told_is_not_another() {
-        let untold = Log { topic_id: None, ..log() };
+        let untold = LogFacts { topic_id: None, ..log() };
         assert_eq!(decide(&[first()], &untold), Decision::Known(1));
         let recorded = Generation { topic_id: None, ..first() };
         assert_eq!(recorded.identity(), "c1/captcha/-");
@@ -277,15 +266,16 @@ mod tests {
 
     #[test]
     fn the_same_topic_goes_on_after_what_is_stored() {
-        let opened = |log: &Log, next: &[Option<i64>]| open(&[first()], log, &stored(next)).map(|it| it.start_offsets);
+        let opened =
+            |log: &LogFacts, next: &[Option<i64>]| open(&[first()], log, &stored(next)).map(|it| it.start_offsets);
         assert_eq!(opened(&log(), &[Some(40), None]), Ok(vec![40, 5]));
         // Retention has removed what was next, or the tail is lost.
-        let lost = Log { watermarks: vec![(60, 100), (5, 20)], ..log() };
+        let lost = LogFacts { watermarks: vec![(60, 100), (5, 20)], ..log() };
         assert_eq!(opened(&lost, &[Some(40), Some(30)]), Ok(vec![60, 5]));
         // Further partitions, and another topic.
-        let grown = Log { watermarks: vec![(0, 100), (5, 50), (0, 9)], ..log() };
+        let grown = LogFacts { watermarks: vec![(0, 100), (5, 50), (0, 9)], ..log() };
         assert_eq!(opened(&grown, &[Some(40), Some(30)]), Ok(vec![40, 30, 0]));
-        let other = Log { topic: "other".into(), ..log() };
+        let other = LogFacts { topic: "other".into(), ..log() };
         assert_eq!(opened(&other, &[Some(40), Some(30)]), Ok(vec![0, 5]));
     }
 

@@ -19,6 +19,7 @@ use super::rows::{Rows, encode};
 use super::seen::SeenKeys;
 use super::{Settings, WriterObserver};
 use crate::kinds::{Kind, partition_of};
+use crate::log::consume::Reader;
 use crate::log::group::{Commit, CommitError, Group, Tenure};
 use crate::log::topic::Inspector;
 use crate::log::{LogError, Options};
@@ -80,9 +81,10 @@ impl<K: Kind> Worker<K> {
         let Settings { claim_age_max, backoff_min, backoff_max, .. } = tools.settings;
         let jitter = u64::from(std::process::id()) << 32 | u64::from(partition);
         let machine = Machine::new(place, Limits { claim_age_max, backoff_min, backoff_max }, jitter, Instant::now());
+        let reader = Reader::new(&tools.options, &tools.inspector, &tenure.topic, partition)?;
         Ok(Worker {
             tokens: Tokens { kind: K::NAME, log: tools.log.identity(), partition: partition as i32 },
-            filler: Filler::new(&tools.options, &tenure.topic, partition, tools.settings, tools.observer.clone())?,
+            filler: Filler::new(reader, partition, tools.settings, tools.observer.clone()),
             seen: SeenKeys::new(K::KEY_LANES),
             held: Held::Nothing,
             machine,

@@ -27,7 +27,7 @@ impl Endpoint for Echo {
         let text = serde_json::json!({
             "method": head.method, "path": head.path, "query": head.query, "type": head.content_type,
             "announced": head.content_length, "length": body.len(), "sum": sum, "loopback": head.peer.ip().is_loopback(),
-            "key": head.idempotency_key, "id": head.request_id, "last": head.last_segment(),
+            "key": head.idempotency_key, "id": head.request_id, "last": crate::exchange::last_segment(head.path),
         });
         Answer::json(202, text.to_string().into_bytes())
     }
@@ -48,7 +48,7 @@ impl Endpoint for Decoded {
 struct Empty;
 impl Endpoint for Empty {
     fn answer(&self, _head: &Head<'_>, _body: &mut Vec<u8>) -> Answer {
-        Answer::empty(204)
+        Answer::no_content()
     }
 }
 

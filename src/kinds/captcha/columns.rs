@@ -86,8 +86,8 @@ impl Columns for CaptchaColumns {
         self.times_us.len()
     }
 
-    fn bytes(&self) -> usize {
-        self.len() * ROW_BYTES
+    fn bytes_of(&self, rows: Range<usize>) -> usize {
+        rows.len() * ROW_BYTES
     }
 
     fn append(&mut self, from: &Self, rows: Range<usize>) {

@@ -1,10 +1,13 @@
 //! Captcha events: served and solved captchas, counted by site and UTC day.
 //!
 //! An event is `{"time","type","correlation_id","site_id"}`; `type` together with `correlation_id` identifies it over
-//! all history. [`parse`] reads one, [`columns`] carries many, [`counters`] adds them up, [`report`] asks and answers.
+//! all history. [`parse`] reads one, [`columns`] carries many, [`counters`] adds them up, [`report`] asks and answers,
+//! [`lookup`] finds one captcha's.
 
 pub mod columns;
 pub mod counters;
+pub mod filter;
+pub mod lookup;
 pub mod parse;
 pub mod report;
 
@@ -14,9 +17,11 @@ pub use parse::{CaptchaEvent, CaptchaType};
 
 use simd_json::tape::Value;
 
-use super::instant::write_date;
-use super::uuid_text::write_uuid;
-use super::{CountersSql, Key, Kind, Rejection};
+use super::migrations::{Migration, migration};
+use super::{CountersSql, Endpoints, Key, KeySql, Kind, Rejection, Sent};
+use crate::config::Config;
+use lookup::CaptchaLookup;
+use report::CaptchaReport;
 
 /// The kind.
 #[derive(Debug, Default, Clone, Copy)]
@@ -27,20 +32,42 @@ impl Kind for Captcha {
     const SCHEMA_VERSION: u16 = 1;
     /// Lane 0 holds what was served, lane 1 what was solved.
     const KEY_LANES: u8 = 2;
-    const KEY_SQL: (&'static str, &'static str) = ("toUInt8(toInt8(type) - 1)", "UUIDToNum(correlation_id)");
+    const KEY_SQL: KeySql = KeySql { lane: "toUInt8(toInt8(type) - 1)", id: "UUIDToNum(correlation_id)", present: "1" };
     const COUNTERS_SQL: CountersSql = CountersSql {
-        key: "toInt32(day), UUIDToNum(site_id)",
-        key_bytes: 20,
+        key: &["day", "site_id"],
+        recount_key: &["toDate32(time)", "site_id"],
+        name: "concat('day ', toString(day), ', site ', toString(site_id))",
         values: &["served", "solved"],
-        recount_key: "toInt32(toDate32(time)), UUIDToNum(site_id)",
         recount_values: &["countIf(type = 'serve')", "countIf(type = 'solve')"],
     };
+    const MIGRATIONS: &'static [Migration] = &[
+        migration!("captcha", 1, "events"),
+        migration!("captcha", 2, "counters"),
+        migration!("captcha", 3, "logs"),
+        migration!("captcha", 4, "lookup"),
+    ];
     type Columns = CaptchaColumns;
     type Counters = CaptchaCounters;
     type Event<'v> = CaptchaEvent;
+    type Rules = ();
+
+    fn open(_: &Config) -> Result<Captcha, String> {
+        Ok(Captcha)
+    }
+
+    fn endpoints(on: &mut impl Endpoints<Captcha>) {
+        ["/v1/events", "/v1/event", "/api/event"].into_iter().for_each(|path| on.accept(path));
+        on.accept_segment("/api/event/{event}");
+        let reports = ["/v1/report", "/v1/report/{filter}", "/api/report", "/api/report/{filter}"];
+        reports.into_iter().for_each(|path| on.report::<CaptchaReport>(path));
+        on.report::<CaptchaLookup>("/v1/events/{correlation_id}");
+        on.document("/v1/schema", |_| include_bytes!("schema.json").to_vec());
+    }
+
+    fn rules(&self) {}
 
     #[inline]
-    fn parse<'v>(&self, value: Value<'_, 'v>) -> Result<CaptchaEvent, Rejection> {
+    fn parse<'v>(_: &(), value: Value<'_, 'v>, _: Sent<'v>) -> Result<CaptchaEvent, Rejection> {
         parse::parse(value)
     }
 
@@ -52,14 +79,6 @@ impl Kind for Captcha {
     #[inline]
     fn push(columns: &mut CaptchaColumns, event: &CaptchaEvent) {
         columns.push(event);
-    }
-
-    fn describe_counter(key: &[u8]) -> String {
-        let (Some(day), Some(site)) = (key.first_chunk::<4>(), key.last_chunk::<16>()) else {
-            return format!("counter {key:02x?}");
-        };
-        let (day, site) = (write_date(i32::from_le_bytes(*day)), write_uuid(site));
-        format!("day {}, site {}", String::from_utf8_lossy(&day), String::from_utf8_lossy(&site))
     }
 
     #[inline]

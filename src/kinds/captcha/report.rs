@@ -8,16 +8,19 @@
 //! | `limit` | rows in one answer, 1 to [`LIMIT_MAX`], [`LIMIT_DEFAULT`] without |
 //! | `cursor` | the `next` of an answer under the same filters |
 //!
+//! `site_id` and `day` may also stand in the path (see [`filter`](super::filter)).
+//!
 //! Rows come ordered by day, then by the site's text. Nothing of a query reaches SQL as text: days and UUIDs are parsed
 //! and written anew. This file asks nobody and knows no stage: it is given bytes and gives bytes.
 
 use std::fmt::Write;
 
-use crate::kinds::Report;
+use super::filter;
 use crate::kinds::excerpt::quote;
 use crate::kinds::instant::{DAYS, parse_date, write_date};
 use crate::kinds::uuid_text::{parse_uuid, write_uuid};
-use crate::query_string::pairs;
+use crate::kinds::{Question, Rendered, Report, Tables};
+use crate::query_string::{self, pairs};
 
 /// Rows in an answer unless `limit` says otherwise.
 pub const LIMIT_DEFAULT: usize = 10_000;
@@ -37,17 +40,17 @@ pub struct CaptchaReport;
 impl Report for CaptchaReport {
     type Query = ReportQuery;
 
-    fn parse(query: Option<&str>) -> Result<ReportQuery, String> {
-        ReportQuery::parse(query)
+    fn parse(question: Question<'_>) -> Result<ReportQuery, String> {
+        ReportQuery::parse(question)
     }
 
-    fn sql(query: &ReportQuery, counters_table: &str) -> String {
-        query.sql(counters_table)
+    fn sql(query: &ReportQuery, tables: &Tables) -> String {
+        query.sql(&tables.counters)
     }
 
-    fn render(query: &ReportQuery, rows: &[u8]) -> Result<Vec<u8>, String> {
+    fn render(query: &ReportQuery, rows: &[u8]) -> Result<Rendered, String> {
         let rows = decode(rows).map_err(|error| error.to_string())?;
-        Ok(query.render(&rows))
+        Ok(Rendered::Json(query.render(&rows)))
     }
 }
 
@@ -72,11 +75,13 @@ struct Filters {
 }
 
 impl ReportQuery {
-    /// Reads a query string. The error names the parameter, what was expected and found, and what is allowed.
-    pub fn parse(query: Option<&str>) -> Result<ReportQuery, String> {
+    /// Reads a filter in the path and a query string; what they ask for together counts. The error names the parameter,
+    /// what was expected and found, and what is allowed.
+    pub fn parse(question: Question<'_>) -> Result<ReportQuery, String> {
         let mut filters = Filters::default();
+        filters.add_segment(question.segment)?;
         let (mut limit, mut cursor) = (None, None);
-        for pair in pairs(query.unwrap_or_default()) {
+        for pair in pairs(question.query.unwrap_or_default()) {
             let pair = pair.map_err(allowed)?;
             let value = pair.value.as_deref();
             match pair.name.as_ref() {
@@ -149,6 +154,20 @@ impl ReportQuery {
 }
 
 impl Filters {
+    /// Adds the terms of a filter that stands in the path.
+    fn add_segment(&mut self, segment: Option<&str>) -> Result<(), String> {
+        let Some(segment) = segment else { return Ok(()) };
+        let text = query_string::decode(segment)
+            .ok_or_else(|| format!("filter: expected percent-encoded UTF-8, found {}", quote(segment)))?;
+        for (column, value) in filter::terms(&text)? {
+            match column {
+                "site_id" => self.sites.push(site(Some(value))?),
+                _ => self.days.push(day(column, Some(value))?),
+            }
+        }
+        Ok(())
+    }
+
     fn write_sql(&self, sql: &mut String) {
         if !self.sites.is_empty() {
             let sites = self.sites.iter().map(|site| format!("toUUID('{}')", text(&write_uuid(site))));
@@ -346,8 +365,12 @@ mod tests {
 
     const SITE: &str = "67e55044-10b1-426f-9247-bb680e5fe0c8";
 
+    fn asked(query: &str) -> Result<ReportQuery, String> {
+        ReportQuery::parse(Question { query: Some(query), segment: None })
+    }
+
     fn parse(query: &str) -> ReportQuery {
-        ReportQuery::parse(Some(query)).unwrap_or_else(|message| panic!("{query}: {message}"))
+        asked(query).unwrap_or_else(|message| panic!("{query}: {message}"))
     }
 
     fn where_of(query: &str) -> String {
@@ -358,13 +381,38 @@ mod tests {
 
     #[test]
     fn everything_without_filters() {
-        let query = ReportQuery::parse(None).unwrap();
+        let query = ReportQuery::parse(Question::default()).unwrap();
         assert_eq!(query, parse(""));
         assert_eq!(
             query.sql("millrace.captcha_counters"),
             "SELECT toInt32(day), UUIDToNum(site_id), sum(served), sum(solved) FROM millrace.captcha_counters \
              WHERE log_generation = 0 GROUP BY day, site_id ORDER BY day, UUIDToNum(site_id) LIMIT 10001"
         );
+    }
+
+    #[test]
+    fn a_filter_in_the_path_is_as_good() {
+        let in_path =
+            |segment: &str, query: Option<&str>| ReportQuery::parse(Question { query, segment: Some(segment) });
+        let expected = Ok(parse(&format!("site_id={SITE}&day=2021-01-25")));
+        for segment in [
+            format!("site_id='{SITE}'&day='2021-01-25'"),
+            format!("day=2021-01-25%20AND%20site_id=%27{SITE}%27"),
+            format!("day=2021-01-25+and+site_id=%22{SITE}%22"),
+            format!("site_id='{SITE}'%26day=2021-01-25&day='2021-01-25'"),
+        ] {
+            assert_eq!(in_path(&segment, None), expected, "{segment}");
+        }
+        assert_eq!(in_path("day=2021-01-25", Some(&format!("site_id={SITE}"))), expected);
+        for (segment, wrong) in [
+            ("type='serve'", "known columns"),
+            ("day='x'", "expected a day"),
+            ("site_id='x'", "UUID"),
+            ("%ff", "UTF-8"),
+        ] {
+            let message = in_path(segment, None).expect_err(segment);
+            assert!(message.contains(wrong), "{message}");
+        }
     }
 
     #[test]
@@ -448,10 +496,10 @@ mod tests {
             ("day=%zz", "parameter \"day\": expected percent-encoded UTF-8, found \"day=%zz\""),
         ] {
             let expected = format!("{message}; allowed are site_id, day, from, to, limit, cursor");
-            assert_eq!(ReportQuery::parse(Some(query)), Err(expected));
+            assert_eq!(asked(query), Err(expected));
         }
         let long = format!("{}=1", "x".repeat(100_000));
-        assert!(ReportQuery::parse(Some(&long)).unwrap_err().len() < 300);
+        assert!(asked(&long).unwrap_err().len() < 300);
     }
 
     fn rows(count: usize) -> Vec<Row> {
@@ -562,15 +610,15 @@ mod tests {
         for other in
             ["", "day=2021-01-25", &format!("{filters}&to=2021-02-01"), &filters.replace("2021-01-26", "2021-01-27")]
         {
-            assert!(ReportQuery::parse(Some(&format!("{other}&cursor={cursor}"))).unwrap_err().contains("\"cursor\""));
+            assert!(asked(&format!("{other}&cursor={cursor}")).unwrap_err().contains("\"cursor\""));
         }
         for at in 0..cursor.len() {
             let mut damaged = cursor.clone().into_bytes();
             damaged[at] = if damaged[at] == b'0' { b'1' } else { b'0' };
             let damaged = String::from_utf8(damaged).unwrap();
-            assert!(ReportQuery::parse(Some(&format!("{filters}&cursor={damaged}"))).is_err(), "{at}");
+            assert!(asked(&format!("{filters}&cursor={damaged}")).is_err(), "{at}");
         }
         let foreign = "ä".repeat(28);
-        assert!(ReportQuery::parse(Some(&format!("{filters}&cursor={foreign}"))).is_err());
+        assert!(asked(&format!("{filters}&cursor={foreign}")).is_err());
     }
 }

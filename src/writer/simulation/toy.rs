@@ -6,7 +6,9 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 
-use crate::kinds::{BadRecord, Columns, Counters, CountersSql, Key, Kind, Rejection};
+use crate::config::Config;
+use crate::kinds::migrations::Migration;
+use crate::kinds::{BadRecord, Columns, Counters, CountersSql, Endpoints, Key, KeySql, Kind, Rejection, Sent};
 
 /// How many sites events are counted by.
 pub const SITES: usize = 3;
@@ -39,8 +41,8 @@ impl Columns for ToyEvents {
         self.keys.len()
     }
 
-    fn bytes(&self) -> usize {
-        2 * self.keys.len()
+    fn bytes_of(&self, rows: Range<usize>) -> usize {
+        2 * rows.len()
     }
 
     fn append(&mut self, from: &Self, rows: Range<usize>) {
@@ -75,14 +77,24 @@ impl Kind for Toy {
     const NAME: &'static str = "toy";
     const SCHEMA_VERSION: u16 = 1;
     const KEY_LANES: u8 = 2;
-    const KEY_SQL: (&'static str, &'static str) = ("lane", "id");
+    const KEY_SQL: KeySql = KeySql { lane: "lane", id: "id", present: "present" };
     const COUNTERS_SQL: CountersSql =
-        CountersSql { key: "", key_bytes: 0, values: &[], recount_key: "", recount_values: &[] };
+        CountersSql { key: &[], recount_key: &[], name: "''", values: &[], recount_values: &[] };
+    const MIGRATIONS: &'static [Migration] = &[];
     type Columns = ToyEvents;
     type Counters = ToyCounters;
     type Event<'v> = (u8, u8);
+    type Rules = ();
 
-    fn parse<'v>(&self, _: simd_json::tape::Value<'_, 'v>) -> Result<Self::Event<'v>, Rejection> {
+    fn open(_: &Config) -> Result<Toy, String> {
+        Ok(Toy)
+    }
+
+    fn endpoints(_: &mut impl Endpoints<Toy>) {}
+
+    fn rules(&self) {}
+
+    fn parse<'v>(_: &(), _: simd_json::tape::Value<'_, 'v>, _: Sent<'v>) -> Result<Self::Event<'v>, Rejection> {
         Err(Rejection { code: "toy", field: None, message: "toys are not sent".into() })
     }
 
@@ -93,10 +105,6 @@ impl Kind for Toy {
     fn push(columns: &mut Self::Columns, event: &Self::Event<'_>) {
         columns.keys.push(Some(event.0));
         columns.sites.push(event.1);
-    }
-
-    fn describe_counter(_: &[u8]) -> String {
-        String::new()
     }
 
     fn key(columns: &Self::Columns, row: usize) -> Option<Key> {

@@ -9,6 +9,7 @@ use super::process::{Life, Process};
 use super::rng::Rng;
 use super::rules::Rule;
 use super::store::Store;
+use crate::log::facts::LogFacts;
 use crate::writer::halt::Why;
 use crate::writer::identity::{self, Decision, Generation};
 use crate::writer::machine::Limits;
@@ -229,8 +230,8 @@ impl World {
     }
 
     /// The log as the brokers describe it.
-    pub fn log_now(&self) -> identity::Log {
-        identity::Log {
+    pub fn log_now(&self) -> LogFacts {
+        LogFacts {
             cluster_id: "cluster".to_owned(),
             topic: "toys".to_owned(),
             topic_id: Some(self.topic_id.to_string()),
