@@ -14,8 +14,9 @@
 //! What stays as the server has it: a connection costs some 80 KiB, most of it three buffers; at most 16 header fields;
 //! of a malformed head behind other requests it cannot be told whether it had too many fields, so its length decides
 //! between 400 and 431; a further request that arrives together with the end of its sender's side gets a 400 that says
-//! so (a first one is served, see `first`); a 204 has `Content-Length: 0` where further requests came before it; every malformed head is a line on stderr. An answer above 64 KiB, and one
-//! to `HEAD`, closes its connection; a connection that sends nothing is accepted after a second.
+//! so (a first one is served, see `first`); a 204 has `Content-Length: 0` where further requests came before it (see
+//! `bare`); every malformed head is a line on stderr. An answer above 64 KiB, and one to `HEAD`, closes its connection;
+//! a connection that sends nothing is accepted after a second.
 //!
 //! What always holds: no panic is reachable from the network; no request is ever read out of the bytes of another; a
 //! connection answers nothing after an answer that closes it; everything that a client can make grow has a bound in
