@@ -1,7 +1,7 @@
-//! The one signal that everything ends: asked for once, seen by every stage.
+//! The one signal that everything ends: asked for once, seen by every stage. And the one to reload, for who runs it all.
 //!
-//! SIGTERM or SIGINT asks for an orderly end; a second one ends the process at once. Threads wait on the handle with a
-//! bound, coroutines look at it with [`Shutdown::is_requested`], which is one atomic load.
+//! SIGTERM or SIGINT asks for an orderly end; a second one ends the process at once. SIGHUP asks for a reload. Threads
+//! wait on the handle with a bound, coroutines look at it with [`Shutdown::is_requested`], which is one atomic load.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -20,9 +20,19 @@ pub struct Shutdown {
 #[derive(Debug, Default)]
 struct State {
     requested: AtomicBool,
+    reload: AtomicBool,
     // Held only to change and to wait, never across a yield of a coroutine.
     changing: Mutex<()>,
     changed: Condvar,
+}
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// An orderly end.
+    ToEnd,
+    /// To read again what was read of files.
+    ToReload,
 }
 
 impl Shutdown {
@@ -57,6 +67,27 @@ impl Shutdown {
         true
     }
 
+    /// Asks for a reload.
+    pub fn request_reload(&self) {
+        let _changing = self.state.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.state.reload.store(true, Ordering::Release);
+        self.state.changed.notify_all();
+    }
+
+    /// Blocks this thread until the end or a reload is asked for. Reloads that were asked for meanwhile come as one.
+    pub fn wait_or_reload(&self) -> Asked {
+        let mut changing = self.state.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if self.is_requested() {
+                return Asked::ToEnd;
+            }
+            if self.state.reload.swap(false, Ordering::AcqRel) {
+                return Asked::ToReload;
+            }
+            changing = self.state.changed.wait(changing).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// Takes SIGTERM, SIGINT and SIGHUP from now on, in a thread of its own.
     ///
     /// SIGPIPE is left as the Rust runtime sets it: ignored, so that a client that is gone is an error of one write.
@@ -67,7 +98,7 @@ impl Shutdown {
             for signal in signals.forever() {
                 let name = signal_name(signal).unwrap_or("a signal");
                 if signal == SIGHUP {
-                    tracing::info!(signal = name, "nothing to reload: restart to change the configuration");
+                    shutdown.request_reload();
                 } else if shutdown.is_requested() {
                     tracing::warn!(signal = name, "second signal: ending at once");
                     crate::observe::logs::flush(Duration::from_millis(100));
@@ -87,6 +118,24 @@ impl Shutdown {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reloads_come_as_one_and_an_end_comes_first() {
+        let shutdown = Shutdown::new();
+        shutdown.request_reload();
+        shutdown.request_reload();
+        assert_eq!(shutdown.wait_or_reload(), Asked::ToReload);
+        let asked = shutdown.clone();
+        let waiter = std::thread::spawn(move || [asked.wait_or_reload(), asked.wait_or_reload()]);
+        shutdown.request_reload();
+        while shutdown.state.reload.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        shutdown.request();
+        assert_eq!(waiter.join().unwrap(), [Asked::ToReload, Asked::ToEnd]);
+        shutdown.request_reload();
+        assert_eq!(shutdown.wait_or_reload(), Asked::ToEnd);
+    }
 
     #[test]
     fn waiters_wake_when_it_is_asked_for() {

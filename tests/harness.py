@@ -286,7 +286,10 @@ class Space:
     @property
     def topic(self):
         """The captcha kind's topic."""
-        return f"{self.topic_prefix}.captcha"
+        return self.topic_of("captcha")
+
+    def topic_of(self, kind):
+        return f"{self.topic_prefix}.{kind}"
 
     @property
     def store(self):

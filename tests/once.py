@@ -161,25 +161,25 @@ class Load:
         eventually(lambda: self.errors or self.taken() >= goal, deadline_s, what=f"{more} more acknowledged requests")
 
 
-def stored_to(space):
+def stored_to(space, kind="captcha"):
     """For each partition of each generation, the offset after the last one stored."""
     rows = space.store.rows(
-        f"SELECT log_generation AS g, log_partition AS p, max(range_last) + 1 AS next FROM {space.database}.captcha_counters"
+        f"SELECT log_generation AS g, log_partition AS p, max(range_last) + 1 AS next FROM {space.database}.{kind}_counters"
         " WHERE log_generation > 0 GROUP BY g, p"
     )
     return {(row["g"], row["p"]): row["next"] for row in rows}
 
 
-def wait_stored(space, *, generation=1, deadline_s=SETTLED_S, starts=None):
+def wait_stored(space, *, kind="captcha", generation=1, deadline_s=SETTLED_S, starts=None):
     """Waits until everything that is in the log now is stored and committed; returns how many seconds that took."""
     began = time.monotonic()
-    log = space.log
-    watermarks = log.watermarks(space.topic)
+    log, topic = space.log, space.topic_of(kind)
+    watermarks = log.watermarks(topic)
     starts = starts or [low for low, _ in watermarks]
     ends = [high for _, high in watermarks]
 
     def stored():
-        found = stored_to(space)
+        found = stored_to(space, kind)
         nexts = [found.get((generation, partition), starts[partition]) for partition in range(len(ends))]
         assert nexts == ends, f"stored up to {nexts} of {ends}"
         return True
@@ -187,7 +187,7 @@ def wait_stored(space, *, generation=1, deadline_s=SETTLED_S, starts=None):
     eventually(stored, deadline_s, what="everything in the log to be stored")
 
     def committed():
-        found = log.committed(space.group, space.topic)
+        found = log.committed(space.group, topic)
         for end, start, commit in zip(ends, starts, found, strict=True):
             # Before anything was stored of a partition there may be no commit yet.
             assert commit or end == start, found

@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::{FAILED, block_on, out};
 use crate::config::{Config, Loaded, limits, show};
-use crate::kinds::MIGRATIONS;
+use crate::kinds::{Kind, KindVisitor, MIGRATIONS, visit_all};
 use crate::log::topics::{Admin, Cluster, Topic, TopicError, too_narrow};
 use crate::observe::descriptors_max;
 use crate::store::migrate::{self, MigrateError, NarrowWindow};
@@ -83,6 +83,9 @@ impl Check {
         tell(Finding { state: State::Ok, what: "config", text: format!("valid ({from})") });
         tell(listen(loaded.config.http.listen));
         tell(descriptors(&loaded.config));
+        let mut kinds = Kinds { config: &loaded.config, found: Vec::new() };
+        let Ok(()) = visit_all(&mut kinds);
+        kinds.found.into_iter().for_each(&mut tell);
         if !self.offline {
             kafka(&loaded.config).into_iter().for_each(&mut tell);
             clickhouse(&loaded.config).into_iter().for_each(&mut tell);
@@ -155,6 +158,24 @@ fn descriptors(config: &Config) -> Finding {
         ),
         Some(most) => finding(State::Ok, "limits", format!("{most} descriptors may be open ({needed} needed)")),
         None => finding(State::Warn, "limits", "the number of descriptors cannot be read from /proc/self/limits"),
+    }
+}
+
+/// Looks at the settings of each kind, and at the files that they name.
+struct Kinds<'c> {
+    config: &'c Config,
+    found: Vec<Finding>,
+}
+
+impl KindVisitor for Kinds<'_> {
+    type Error = std::convert::Infallible;
+
+    fn visit<K: Kind>(&mut self) -> Result<(), Self::Error> {
+        self.found.push(match K::open(self.config).and_then(|kind| kind.reload()) {
+            Ok(in_force) => finding(State::Ok, K::NAME, in_force),
+            Err(error) => finding(State::Fail, K::NAME, error),
+        });
+        Ok(())
     }
 }
 

@@ -87,6 +87,9 @@ pub const BACKOFF_MS_MIN: RangeInclusive<u64> = 10..=10_000;
 /// The longest wait between two tries.
 pub const BACKOFF_MS_MAX: RangeInclusive<u64> = 100..=60_000;
 
+/// How far in the future an interaction may lie: from not at all to a year.
+pub const FUTURE_MS: RangeInclusive<u64> = 0..=366 * 24 * 60 * 60 * 1000;
+
 /// How many inserts each table remembers (`non_replicated_deduplication_window` in `sql/`): an insert that is repeated
 /// while it is among the last so many is dropped, a later one would count twice. Measured with 26.7: a full window of
 /// 100,000 costs 8 MB of disk, less memory than could be told from noise, 0.3 s when the table is loaded, and nothing

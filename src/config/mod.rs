@@ -33,6 +33,8 @@ pub struct Config {
     pub clickhouse: ClickHouse,
     /// What moves events from the log to the store.
     pub writer: Writer,
+    /// Events of the kind `interaction`.
+    pub interaction: Interaction,
     /// What the program says.
     pub log: Log,
 }
@@ -244,6 +246,32 @@ impl Default for Writer {
             backoff_ms_max: 5_000,
         }
     }
+}
+
+/// Settings of the kind `interaction`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Interaction {
+    /// The folder of the types' JSON Schemas; `None` for those that are built in.
+    pub schemas: Option<PathBuf>,
+    /// What becomes of an event whose type has no schema.
+    pub unknown_types: UnknownTypes,
+    /// How far in the future an event's time may lie.
+    pub future_ms_max: u64,
+}
+
+impl Default for Interaction {
+    fn default() -> Interaction {
+        Interaction { schemas: None, unknown_types: UnknownTypes::Reject, future_ms_max: 300_000 }
+    }
+}
+
+/// What becomes of an event whose type has no schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnknownTypes {
+    /// It is rejected.
+    Reject,
+    /// It is taken, its data unchecked.
+    Accept,
 }
 
 /// Settings of the program's own log.

@@ -4,9 +4,9 @@
 //! that the example file is complete) goes through this list, so a setting is added here and in its section's type.
 
 use super::value::{
-    Brokers, Hidden, Listen, OneOf, Optional, Path, Raw, Rule, Show, Text, Whole, Whole32, host_and_port,
+    Brokers, Folder, Hidden, Listen, OneOf, Optional, Path, Raw, Rule, Show, Text, Whole, Whole32, host_and_port,
 };
-use super::{Compression, Config, GroupProtocol, LogFormat, limits};
+use super::{Compression, Config, GroupProtocol, LogFormat, UnknownTypes, limits};
 
 /// One setting.
 pub struct Setting {
@@ -75,6 +75,17 @@ impl Show for LogFormat {
     }
 }
 
+impl Show for UnknownTypes {
+    fn show(&self) -> String {
+        UNKNOWN_TYPES
+            .0
+            .iter()
+            .find(|(_, choice)| choice == self)
+            .map_or_else(String::new, |(word, _)| format!("{word:?}"))
+    }
+}
+
+const UNKNOWN_TYPES: OneOf<UnknownTypes> = OneOf(&[("reject", UnknownTypes::Reject), ("accept", UnknownTypes::Accept)]);
 const GROUP_PROTOCOLS: OneOf<GroupProtocol> =
     OneOf(&[("consumer", GroupProtocol::Consumer), ("classic", GroupProtocol::Classic)]);
 const COMPRESSIONS: OneOf<Compression> = OneOf(&[
@@ -185,6 +196,13 @@ pub const SETTINGS: &[Setting] = &[
     setting!(writer.poll_ms_max, Whole(limits::POLL_MS, "ms"), "how long a writer may go without polling Kafka"),
     setting!(writer.backoff_ms_min, Whole(limits::BACKOFF_MS_MIN, "ms"), "first wait after a failure"),
     setting!(writer.backoff_ms_max, Whole(limits::BACKOFF_MS_MAX, "ms"), "longest wait between two tries"),
+    setting!(interaction.schemas, Optional(Folder), "folder of CATEGORY.NAME.json; \"\" for the built-in types"),
+    setting!(interaction.unknown_types, UNKNOWN_TYPES, "what becomes of an event whose type has no schema"),
+    setting!(
+        interaction.future_ms_max,
+        Whole(limits::FUTURE_MS, "ms"),
+        "how far in the future an interaction's time may lie"
+    ),
     setting!(log.format, LOG_FORMATS, "how log lines are written"),
     setting!(log.level, LEVEL, "what is logged"),
 ];

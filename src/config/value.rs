@@ -179,6 +179,21 @@ impl Rule for Path {
     }
 }
 
+/// The path of a folder.
+pub struct Folder;
+
+impl Rule for Folder {
+    type Value = PathBuf;
+
+    fn read(&self, raw: &Raw) -> Result<PathBuf, String> {
+        Path.read(raw)
+    }
+
+    fn expected(&self) -> String {
+        "the path of a folder".into()
+    }
+}
+
 /// A secret's text.
 pub struct Hidden;
 

@@ -5,12 +5,17 @@
 
 pub mod captcha;
 pub mod hit;
+pub mod interaction;
 
 pub mod excerpt;
 pub mod fields;
 pub mod instant;
+pub mod json_text;
 pub mod made_key;
 pub mod migrations;
+pub mod parameters;
+pub mod record_columns;
+pub mod row_binary;
 pub mod uuid_text;
 
 use std::borrow::Cow;
@@ -38,7 +43,7 @@ macro_rules! register {
     };
 }
 
-register!(captcha::Captcha, hit::Hit);
+register!(captcha::Captcha, interaction::Interaction, hit::Hit);
 
 /// What is done for every kind.
 pub trait KindVisitor {
@@ -181,7 +186,7 @@ pub trait Kind: Send + Sync + Sized + 'static {
     fn open(config: &Config) -> Result<Self, String>;
     /// Reads again what it has read of files. `Ok` says what is in force now; the error says why the old is still in force.
     fn reload(&self) -> Result<String, String> {
-        Ok("nothing to reload".to_owned())
+        Ok("reads no files".to_owned())
     }
     /// What it serves, and where.
     fn endpoints(on: &mut impl Endpoints<Self>);

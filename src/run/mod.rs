@@ -20,7 +20,7 @@ use crate::log::{self, LogError};
 use crate::observe::health::{Duty, Health, Live, Ready};
 use crate::observe::metrics::{Exposition, Metrics, RouteMetrics};
 use crate::observe::systemd;
-use crate::shutdown::Shutdown;
+use crate::shutdown::{Asked, Shutdown};
 use crate::store::Store;
 use crate::writer;
 use serving::{Paths, Serving};
@@ -148,6 +148,13 @@ struct Wiring<'p> {
     paths: Paths,
     writers: Vec<JoinHandle<()>>,
     flushes: Vec<Box<dyn Fn(Duration) -> bool>>,
+    reloads: Vec<Reload>,
+}
+
+/// How to reload one kind.
+struct Reload {
+    kind: &'static str,
+    reload: Box<dyn Fn() -> Result<String, String>>,
 }
 
 fn wire(program: &Arc<Program>, roles: Roles) -> Result<(), RunError> {
@@ -157,9 +164,9 @@ fn wire(program: &Arc<Program>, roles: Roles) -> Result<(), RunError> {
         .route("/health/ready", &[("GET", Arc::new(Ready(program.health.clone())))])
         .route("/metrics", &[("GET", scraped.clone())]);
     let paths = Paths::new(routes, &program.config.http.latest_version);
-    let mut wiring = Wiring { program, roles, paths, writers: Vec::new(), flushes: Vec::new() };
+    let mut wiring = Wiring { program, roles, paths, writers: Vec::new(), flushes: Vec::new(), reloads: Vec::new() };
     visit_all(&mut wiring)?;
-    let Wiring { paths, writers, flushes, .. } = wiring;
+    let Wiring { paths, writers, flushes, reloads, .. } = wiring;
     watch_clickhouse(program)?;
     let door = listen(program, paths.into_routes()?)?;
     // Set here only.
@@ -167,9 +174,24 @@ fn wire(program: &Arc<Program>, roles: Roles) -> Result<(), RunError> {
     systemd::watch(program.health.clone())?;
     systemd::ready(&format!("listening on {}", door.local_addr()));
     tracing::info!(address = %door.local_addr(), accept = roles.accept, store = roles.store, "millrace is up");
-    while !program.shutdown.wait(Duration::from_secs(3600)) {}
+    while program.shutdown.wait_or_reload() == Asked::ToReload {
+        reload(&reloads);
+    }
     end(program, &door, writers, &flushes);
     Ok(())
+}
+
+/// Reloads every kind. What cannot be reloaded stays as it is.
+fn reload(kinds: &[Reload]) {
+    if kinds.is_empty() {
+        tracing::info!("nothing to reload: this process accepts no events");
+    }
+    for Reload { kind, reload } in kinds {
+        match reload() {
+            Ok(in_force) => tracing::info!(kind, in_force, "reloaded"),
+            Err(error) => tracing::error!(kind, error, "not reloaded: what was in force stays in force"),
+        }
+    }
 }
 
 /// Wires each kind, in the order of the flow.
@@ -184,6 +206,8 @@ impl KindVisitor for Wiring<'_> {
             let intake = accepting::open_intake::<K>(program, kind.clone(), &topic)?;
             let flushed = intake.clone();
             self.flushes.push(Box::new(move |timeout| flushed.flush(timeout)));
+            let reloaded = kind.clone();
+            self.reloads.push(Reload { kind: K::NAME, reload: Box::new(move || reloaded.reload()) });
             K::endpoints(&mut Serving { program, kind, intake, paths: &mut self.paths });
         }
         if self.roles.store {

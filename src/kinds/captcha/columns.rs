@@ -13,16 +13,13 @@
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{
-    Array, ArrayRef, FixedSizeBinaryArray, Int8Array, PrimitiveArray, RecordBatch, TimestampMicrosecondArray,
-};
+use arrow::array::{ArrayRef, FixedSizeBinaryArray, Int8Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::buffer::Buffer;
-use arrow::datatypes::{
-    ArrowPrimitiveType, DataType, Field, Int8Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType,
-};
+use arrow::datatypes::{DataType, Field, Int8Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType};
 
 use super::parse::{CaptchaEvent, CaptchaType};
 use crate::kinds::instant::INSTANTS_US;
+use crate::kinds::record_columns::{ids, numbers};
 use crate::kinds::{BadRecord, Columns};
 
 /// Bytes of one event: 8 for the time, 1 for the type, 16 for each identity.
@@ -115,8 +112,8 @@ impl Columns for CaptchaColumns {
     }
 
     fn from_batch(batch: &RecordBatch) -> Result<Self, BadRecord> {
-        let times_us = numbers::<TimestampMicrosecondType>(batch, 0)?;
-        let types = numbers::<Int8Type>(batch, 1)?;
+        let times_us = numbers::<TimestampMicrosecondType>(batch, SCHEMA.field(0))?;
+        let types = numbers::<Int8Type>(batch, SCHEMA.field(1))?;
         if let Some(row) = times_us.iter().position(|time| !INSTANTS_US.contains(time)) {
             let found = times_us[row];
             return Err(BadRecord(format!("column time, row {row}: {found} us is outside the years 1970 to 2100")));
@@ -125,42 +122,16 @@ impl Columns for CaptchaColumns {
             let found = types[row];
             return Err(BadRecord(format!("column type, row {row}: expected 1 (serve) or 2 (solve), found {found}")));
         }
-        let correlation_ids = ids(batch, 2)?;
-        Ok(CaptchaColumns { times_us, types, correlation_ids, site_ids: ids(batch, 3)? })
+        let correlation_ids = ids(batch, SCHEMA.field(2))?;
+        Ok(CaptchaColumns { times_us, types, correlation_ids, site_ids: ids(batch, SCHEMA.field(3))? })
     }
-}
-
-/// The column that has the name and the type of a field of the schema, without nulls.
-fn column<A: Array + 'static>(batch: &RecordBatch, field: usize) -> Result<&A, BadRecord> {
-    let field = SCHEMA.field(field);
-    let name = field.name();
-    let Some(column) = batch.column_by_name(name) else {
-        return Err(BadRecord(format!("column {name} is missing")));
-    };
-    if column.data_type() != field.data_type() {
-        let (expected, found) = (field.data_type(), column.data_type());
-        return Err(BadRecord(format!("column {name}: expected {expected}, found {found}")));
-    }
-    if column.null_count() > 0 {
-        return Err(BadRecord(format!("column {name} holds {} nulls", column.null_count())));
-    }
-    column.as_any().downcast_ref().ok_or_else(|| BadRecord(format!("column {name} has an unknown layout")))
-}
-
-fn numbers<T: ArrowPrimitiveType>(batch: &RecordBatch, field: usize) -> Result<Vec<T::Native>, BadRecord> {
-    Ok(column::<PrimitiveArray<T>>(batch, field)?.values().to_vec())
-}
-
-fn ids(batch: &RecordBatch, field: usize) -> Result<Vec<[u8; 16]>, BadRecord> {
-    let array: &FixedSizeBinaryArray = column(batch, field)?;
-    Ok(array.value_data().as_chunks::<16>().0.to_vec())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::dice::Dice;
-    use arrow::array::{Int32Array, StringArray, TimestampMillisecondArray};
+    use arrow::array::{Array as _, Int32Array, StringArray, TimestampMillisecondArray};
 
     pub(super) fn random_event(dice: &mut Dice) -> CaptchaEvent {
         CaptchaEvent {

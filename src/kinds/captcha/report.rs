@@ -17,10 +17,12 @@ use std::fmt::Write;
 
 use super::filter;
 use crate::kinds::excerpt::quote;
-use crate::kinds::instant::{DAYS, parse_date, write_date};
-use crate::kinds::uuid_text::{parse_uuid, write_uuid};
+use crate::kinds::instant::{DAYS, write_date};
+use crate::kinds::json_text::write_number;
+use crate::kinds::parameters::{DayFilters, Parameters, day_sql};
+use crate::kinds::uuid_text::write_uuid;
 use crate::kinds::{Question, Rendered, Report, Tables};
-use crate::query_string::{self, pairs};
+use crate::query_string;
 
 /// Rows in an answer unless `limit` says otherwise.
 pub const LIMIT_DEFAULT: usize = 10_000;
@@ -28,7 +30,7 @@ pub const LIMIT_DEFAULT: usize = 10_000;
 /// The highest `limit`: 13 MB of JSON.
 pub const LIMIT_MAX: usize = 100_000;
 
-const PARAMETERS: [&str; 6] = ["site_id", "day", "from", "to", "limit", "cursor"];
+const PARAMETERS: Parameters = Parameters(&["site_id", "day", "from", "to", "limit", "cursor"]);
 
 /// The place of a row in the order of the report: its day since 1970 and its site.
 type Place = (i32, [u8; 16]);
@@ -68,10 +70,7 @@ pub struct ReportQuery {
 struct Filters {
     /// Empty for all.
     sites: Vec<[u8; 16]>,
-    /// Empty for all.
-    days: Vec<i32>,
-    from: Option<i32>,
-    to: Option<i32>,
+    days: DayFilters,
 }
 
 impl ReportQuery {
@@ -81,30 +80,22 @@ impl ReportQuery {
         let mut filters = Filters::default();
         filters.add_segment(question.segment)?;
         let (mut limit, mut cursor) = (None, None);
-        for pair in pairs(question.query.unwrap_or_default()) {
-            let pair = pair.map_err(allowed)?;
+        for pair in PARAMETERS.pairs(question.query) {
+            let pair = pair?;
             let value = pair.value.as_deref();
             match pair.name.as_ref() {
-                "site_id" => filters.sites.push(site(value)?),
-                "day" => filters.days.push(day("day", value)?),
-                "from" => once("from", &mut filters.from, day("from", value)?)?,
-                "to" => once("to", &mut filters.to, day("to", value)?)?,
-                "limit" => once("limit", &mut limit, limit_of(value)?)?,
-                "cursor" => once("cursor", &mut cursor, value.unwrap_or_default().to_owned())?,
-                unknown => return Err(unknown_parameter(unknown)),
+                "site_id" => filters.sites.push(PARAMETERS.uuid("site_id", value)?),
+                "limit" => PARAMETERS.once("limit", &mut limit, PARAMETERS.limit(value, LIMIT_MAX)?)?,
+                "cursor" => PARAMETERS.once("cursor", &mut cursor, value.unwrap_or_default().to_owned())?,
+                other if filters.days.take(PARAMETERS, other, value)? => {}
+                unknown => return Err(PARAMETERS.unknown(unknown)),
             }
         }
-        if let (Some(from), Some(to)) = (filters.from, filters.to)
-            && from > to
-        {
-            let message = format!("expected a day that is not after `to` ({}), found {}", date(to), date(from));
-            return Err(bad("from", &message));
-        }
+        filters.days.settle(PARAMETERS)?;
         filters.sites.sort_unstable();
         filters.sites.dedup();
-        filters.days.sort_unstable();
-        filters.days.dedup();
-        let after = cursor.map(|text| filters.place_of(&text).ok_or_else(|| bad_cursor(&text))).transpose()?;
+        let place = |text: String| filters.place_of(&text).ok_or_else(|| PARAMETERS.bad_cursor(&text));
+        let after = cursor.map(place).transpose()?;
         Ok(ReportQuery { filters, limit: limit.unwrap_or(LIMIT_DEFAULT), after })
     }
 
@@ -161,8 +152,8 @@ impl Filters {
             .ok_or_else(|| format!("filter: expected percent-encoded UTF-8, found {}", quote(segment)))?;
         for (column, value) in filter::terms(&text)? {
             match column {
-                "site_id" => self.sites.push(site(Some(value))?),
-                _ => self.days.push(day(column, Some(value))?),
+                "site_id" => self.sites.push(PARAMETERS.uuid(column, Some(value))?),
+                _ => self.days.days.push(PARAMETERS.day(column, Some(value))?),
             }
         }
         Ok(())
@@ -173,24 +164,7 @@ impl Filters {
             let sites = self.sites.iter().map(|site| format!("toUUID('{}')", text(&write_uuid(site))));
             *sql += &format!(" AND site_id IN ({})", sites.collect::<Vec<_>>().join(", "));
         }
-        // Days that no event can have are left out here: ClickHouse's dates do not reach that far.
-        let days: Vec<String> = self.days.iter().filter(|day| DAYS.contains(day)).map(|day| day_sql(*day)).collect();
-        let nothing = days.is_empty() && !self.days.is_empty()
-            || self.from.is_some_and(|from| from >= DAYS.end)
-            || self.to.is_some_and(|to| to < DAYS.start);
-        if nothing {
-            *sql += " AND 0";
-            return;
-        }
-        if !days.is_empty() {
-            *sql += &format!(" AND day IN ({})", days.join(", "));
-        }
-        if let Some(from) = self.from.filter(|from| DAYS.contains(from)) {
-            *sql += &format!(" AND day >= {}", day_sql(from));
-        }
-        if let Some(to) = self.to.filter(|to| DAYS.contains(to)) {
-            *sql += &format!(" AND day <= {}", day_sql(to));
-        }
+        self.days.write_sql(sql);
     }
 
     /// The cursor that goes on after a row: 8 bytes that bind it to the filters, 4 of its day, 16 of its site, in hex.
@@ -215,7 +189,7 @@ impl Filters {
 
     /// Tells cursors of other filters apart. It keeps out mistakes, not attackers, who may ask for any row anyway.
     fn seal(&self, (day, site): Place) -> u64 {
-        let Filters { sites, days, from, to } = self;
+        let Filters { sites, days: DayFilters { days, from, to } } = self;
         let text = format!("captcha 1 {sites:?} {days:?} {from:?} {to:?} {day} {site:?}");
         xxhash_rust::xxh3::xxh3_64(text.as_bytes())
     }
@@ -278,90 +252,16 @@ fn take<const N: usize>(bytes: &[u8]) -> ([u8; N], &[u8]) {
     (*head, rest)
 }
 
-fn write_number(json: &mut Vec<u8>, mut number: u64) {
-    // The longest, u64::MAX, has 20 digits.
-    let mut digits = [0; 20];
-    let mut first = digits.len();
-    loop {
-        first -= 1;
-        digits[first] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
-    }
-    json.extend_from_slice(&digits[first..]);
-}
-
 fn text(ascii: &[u8]) -> &str {
-    std::str::from_utf8(ascii).expect("dates and UUIDs are written in ASCII")
-}
-
-fn date(days: i32) -> String {
-    text(&write_date(days)).to_owned()
-}
-
-fn day_sql(days: i32) -> String {
-    format!("toDate32('{}')", date(days))
-}
-
-/// Ends a message with what is allowed.
-fn allowed(message: String) -> String {
-    format!("{message}; allowed are {}", PARAMETERS.join(", "))
-}
-
-fn bad(name: &str, message: &str) -> String {
-    allowed(format!("parameter \"{name}\": {message}"))
-}
-
-fn found(value: Option<&str>) -> String {
-    value.map_or_else(|| "no value".into(), quote)
-}
-
-fn once<T>(name: &str, place: &mut Option<T>, value: T) -> Result<(), String> {
-    match place.replace(value) {
-        None => Ok(()),
-        Some(_) => Err(bad(name, "expected it once, found it more than once")),
-    }
-}
-
-fn site(value: Option<&str>) -> Result<[u8; 16], String> {
-    value.and_then(|text| parse_uuid(text.as_bytes())).ok_or_else(|| {
-        bad("site_id", &format!("expected a UUID such as 67e55044-10b1-426f-9247-bb680e5fe0c8, found {}", found(value)))
-    })
-}
-
-fn day(name: &str, value: Option<&str>) -> Result<i32, String> {
-    parse_date(value.unwrap_or_default().as_bytes())
-        .map_err(|reason| bad(name, &format!("expected a day such as 2021-01-25, found {}: {reason}", found(value))))
-}
-
-fn limit_of(value: Option<&str>) -> Result<usize, String> {
-    let digits = value.filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-    let limit = digits.and_then(|text| text.parse().ok()).filter(|limit| (1..=LIMIT_MAX).contains(limit));
-    limit.ok_or_else(|| bad("limit", &format!("expected a number from 1 to {LIMIT_MAX}, found {}", found(value))))
-}
-
-fn bad_cursor(text: &str) -> String {
-    bad("cursor", &format!("expected the `next` of an answer under the same filters, found {}", quote(text)))
-}
-
-fn unknown_parameter(name: &str) -> String {
-    // Up to two slips of the pen; a long name is not worth the comparison.
-    let near = PARAMETERS
-        .iter()
-        .filter(|_| name.len() <= 32)
-        .map(|known| (strsim::damerau_levenshtein(name, known), known))
-        .filter(|(slips, known)| *slips <= 2 && *slips < known.len())
-        .min();
-    let hint = near.map(|(_, known)| format!(", did you mean \"{known}\"?")).unwrap_or_default();
-    allowed(format!("unknown parameter {}{hint}", quote(name)))
+    std::str::from_utf8(ascii).expect("UUIDs are written in ASCII")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::dice::Dice;
+    use crate::kinds::instant::parse_date;
+    use crate::kinds::uuid_text::parse_uuid;
 
     const SITE: &str = "67e55044-10b1-426f-9247-bb680e5fe0c8";
 
