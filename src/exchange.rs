@@ -17,13 +17,14 @@ pub struct Head<'a> {
     pub query: Option<&'a str>,
     /// The value of `Content-Type`; `None` when absent or empty.
     pub content_type: Option<&'a str>,
-    /// The value of `Content-Encoding`; `None` when absent, empty or `identity`.
+    /// The value of `Content-Encoding`; `None` when absent, empty or `identity`. What an endpoint that
+    /// [takes coded bodies](Endpoint::takes_coded_bodies) is given is decoded already.
     pub content_encoding: Option<&'a str>,
     /// The body's length in bytes as announced (0 without one).
     pub content_length: usize,
-    /// The value of `Idempotency-Key`: 1 to 255 visible ASCII characters.
+    /// The value of `Idempotency-Key` of a `POST`: 1 to 255 visible ASCII characters.
     pub idempotency_key: Option<&'a str>,
-    /// What `X-Request-Id` is answered with.
+    /// What `X-Request-Id` answers: as sent, or made. 1 to 128 visible ASCII characters.
     pub request_id: &'a str,
     /// Who sent it.
     pub peer: SocketAddr,
@@ -34,7 +35,7 @@ pub struct Head<'a> {
 pub struct Answer {
     /// The HTTP status.
     pub status: u16,
-    /// The value of `Content-Type`.
+    /// The value of `Content-Type`; empty for none.
     pub content_type: &'static str,
     /// The value of `Retry-After`, in seconds.
     pub retry_after_s: Option<u16>,
@@ -50,7 +51,7 @@ impl Answer {
         Answer { status, content_type: "application/json", retry_after_s: None, allow: None, body }
     }
 
-    /// 204: nothing to say, so no body and no type of one.
+    /// 204: nothing to say, so no body, and neither a type nor a length of one.
     pub fn no_content() -> Answer {
         Answer { status: 204, content_type: "", retry_after_s: None, allow: None, body: Vec::new() }
     }
@@ -62,7 +63,8 @@ impl Answer {
     }
 }
 
-/// The last segment of a path, still percent-encoded.
+/// The last segment of a path, still percent-encoded: the parameter, where the route's pattern ends in one. An encoded
+/// slash (`%2F`) does not end a segment.
 pub fn last_segment(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, segment)| segment)
 }
@@ -72,6 +74,11 @@ pub trait Endpoint: Send + Sync + 'static {
     /// Asked before the body is read (and before `100 Continue`): refuse here what needs no body to be refused.
     fn admit(&self, _head: &Head<'_>) -> Result<(), Fault> {
         Ok(())
+    }
+    /// Whether a body is decoded (gzip, zstd) before it is handed over: for endpoints that read their bodies. Others get
+    /// what was sent, so that nobody has them decode what they ignore.
+    fn takes_coded_bodies(&self) -> bool {
+        false
     }
     /// Answers the request; `body` may be changed in place.
     fn answer(&self, head: &Head<'_>, body: &mut Vec<u8>) -> Answer;
@@ -84,6 +91,8 @@ pub enum Fault {
     BadRequest(Cow<'static, str>),
     /// 400 `bad_parameter`: a query parameter is unknown or malformed.
     BadParameter(String),
+    /// 400 `bad_encoding`: the body is not what its `Content-Encoding` says; where, and what is wrong there.
+    InvalidEncoding(String),
     /// 404 `not_found`.
     NotFound(String),
     /// 405 `method_not_allowed`, with what is allowed (the value of `Allow`).
@@ -94,6 +103,8 @@ pub enum Fault {
     LengthRequired,
     /// 413 `content_too_large`, with the limit in bytes.
     ContentTooLarge(usize),
+    /// 413 `content_too_large`, with the limit in bytes for a body that was decoded.
+    DecodedTooLarge(usize),
     /// 415 `unsupported_media_type`, with what was found.
     UnsupportedMediaType(String),
     /// 415 `unsupported_content_encoding`, with what was found.
@@ -119,6 +130,7 @@ impl Fault {
         match self {
             Fault::BadRequest(message) => (400, "bad_request", Cow::Borrowed(message)),
             Fault::BadParameter(message) => (400, "bad_parameter", Cow::Borrowed(message)),
+            Fault::InvalidEncoding(message) => (400, "bad_encoding", Cow::Borrowed(message)),
             Fault::NotFound(message) => (404, "not_found", Cow::Borrowed(message)),
             Fault::MethodNotAllowed(allow) => {
                 (405, "method_not_allowed", format!("this path takes {allow} only").into())
@@ -134,6 +146,11 @@ impl Fault {
                 "content_too_large",
                 format!("the body may have {limit} bytes at most: send it in several requests").into(),
             ),
+            Fault::DecodedTooLarge(limit) => (
+                413,
+                "content_too_large",
+                format!("the body may have {limit} bytes at most once it is decoded: send it in several requests").into(),
+            ),
             Fault::UnsupportedMediaType(found) => (
                 415,
                 "unsupported_media_type",
@@ -142,7 +159,7 @@ impl Fault {
             Fault::UnsupportedContentEncoding(found) => (
                 415,
                 "unsupported_content_encoding",
-                format!("expected a body as it is, without Content-Encoding, found {found}").into(),
+                format!("expected Content-Encoding to be gzip, zstd or identity, one of them at most, found {found}").into(),
             ),
             Fault::ExpectationFailed => (417, "expectation_failed", "the only expectation known here is 100-continue".into()),
             Fault::HeaderFieldsTooLarge => {

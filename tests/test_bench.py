@@ -6,11 +6,8 @@ import sys
 import harness
 import pytest
 
-# The kinds that the program has; the bench knows one more.
-KINDS = ["captcha", "hit"]
 
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["captcha", "interaction", "hit"])
 def test_upload_in_tiny_form(kind, millrace, space, tmp_path):
     program = millrace("run")
     (tmp_path / "run").mkdir()

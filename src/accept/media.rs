@@ -30,11 +30,6 @@ pub fn check(content_type: Option<&str>) -> Result<(), Fault> {
     Err(Fault::UnsupportedMediaType(excerpt::quote(content_type)))
 }
 
-/// Refuses a compressed body: it would be read as broken JSON.
-pub fn check_encoding(content_encoding: Option<&str>) -> Result<(), Fault> {
-    content_encoding.map_or(Ok(()), |found| Err(Fault::UnsupportedContentEncoding(excerpt::quote(found))))
-}
-
 fn is_taken(media_type: &str) -> bool {
     let suffixed = media_type.split_once('/').is_some_and(|(kind, name)| {
         let Some(at) = name.len().checked_sub("+json".len()) else { return false };

@@ -24,6 +24,7 @@ use crate::exchange::{Answer, Endpoint, Fault, Head};
 use crate::flow::{Ack, Chunk, Sink};
 use crate::kinds::made_key::KeyMaker;
 use crate::kinds::{Columns, Kind, Rejection, Sent, partition_of};
+use crate::pause::pause;
 use crate::query_string;
 use parser::Parsers;
 use scan::Pace;
@@ -102,7 +103,7 @@ impl<K: Kind> Acceptor<K> {
     fn take_in(&self, head: &Head<'_>, body: &[u8]) -> Intake<'_, K> {
         let mut intake = Intake::new(self, head);
         let mut parser = self.parsers.take();
-        let mut pace = Pace::new(may::coroutine::yield_now);
+        let mut pace = Pace::new(pause);
         each_value(body, self.options.event_bytes_max, &mut parser, &mut pace, &mut intake);
         self.parsers.give(parser);
         intake
@@ -149,9 +150,12 @@ impl<K: Kind> Acceptor<K> {
 impl<K: Kind> Endpoint for Acceptor<K> {
     fn admit(&self, head: &Head<'_>) -> Result<(), Fault> {
         media::check(head.content_type)?;
-        media::check_encoding(head.content_encoding)?;
         query_string::none(head.query).map_err(Fault::BadParameter)?;
         (self.overload)()
+    }
+
+    fn takes_coded_bodies(&self) -> bool {
+        true
     }
 
     fn answer(&self, head: &Head<'_>, body: &mut Vec<u8>) -> Answer {

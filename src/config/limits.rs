@@ -19,7 +19,11 @@ pub const GIB: u64 = 1024 * MIB;
 pub const WORKERS: RangeInclusive<u64> = 0..=256;
 /// One request's body. 1 GiB is what fits a bounded memory; larger files are sent in several requests.
 pub const BODY_BYTES: RangeInclusive<u64> = KIB..=GIB;
-/// All bodies being read or parsed at once.
+/// One request's body once its content coding is undone.
+pub const DECODED_BYTES: RangeInclusive<u64> = KIB..=4 * GIB;
+/// What decoding holds besides the body as sent and as decoded: zstd's window of 8 MiB, its tables and buffers.
+pub const DECODER_BYTES: u64 = 9 * MIB;
+/// All bodies being read, decoded or parsed at once.
 pub const BODY_BYTES_IN_FLIGHT: RangeInclusive<u64> = MIB..=64 * GIB;
 /// Connections open at once; each takes two descriptors (the server's, and the guard's duplicate).
 pub const CONNECTIONS: RangeInclusive<u64> = 1..=1_000_000;
@@ -97,7 +101,8 @@ pub const DEDUPLICATION_WINDOW_USED: u64 = DEDUPLICATION_WINDOW / 2;
 pub const EVENTS_PER_S_MAX: u64 = 8_000_000;
 
 const _: () = assert!(*BODY_BYTES.start() >= *EVENT_BYTES.start());
-const _: () = assert!(*BODY_BYTES_IN_FLIGHT.end() >= *BODY_BYTES.end());
+const _: () = assert!(*DECODED_BYTES.end() >= *BODY_BYTES.end());
+const _: () = assert!(*BODY_BYTES_IN_FLIGHT.end() >= *BODY_BYTES.end() + *DECODED_BYTES.end() + DECODER_BYTES);
 const _: () = assert!(*ACK_MS.end() >= *DELIVERY_MS.end() + *LINGER_MS.end() + ACK_MARGIN_MS);
 const _: () = assert!(*SHUTDOWN_MS.end() >= *DELIVERY_MS.end() + *LINGER_MS.end() + ACK_MARGIN_MS);
 const _: () = assert!(*RANGE_EVENTS.end() < 1_048_449);
@@ -148,9 +153,18 @@ pub fn violations(config: &Config) -> Vec<Violation> {
         "one event must fit into a body".into(),
     );
     require(
-        http.body_bytes_max <= http.body_bytes_in_flight_max,
-        &["http.body_bytes_in_flight_max", "http.body_bytes_max"],
-        "the bytes in flight must hold at least one body of the largest size".into(),
+        http.decoded_bytes_max >= http.body_bytes_max,
+        &["http.decoded_bytes_max", "http.body_bytes_max"],
+        "what may be sent as it is may be sent compressed".into(),
+    );
+    let held = http.body_bytes_max + http.decoded_bytes_max + DECODER_BYTES;
+    require(
+        http.body_bytes_in_flight_max >= held,
+        &["http.body_bytes_in_flight_max", "http.body_bytes_max", "http.decoded_bytes_max"],
+        format!(
+            "the bytes in flight must hold at least one body of the largest size, as sent and as decoded, and {} MiB for the decoder, {held} or more",
+            DECODER_BYTES / MIB
+        ),
     );
     let delivered_ms = kafka.delivery_ms_max + kafka.linger_ms + ACK_MARGIN_MS;
     require(
@@ -217,9 +231,13 @@ mod tests {
     #[test]
     fn each_relation_is_seen() {
         type Change = fn(&mut Config);
-        let cases: [(Change, &str); 9] = [
+        let cases: [(Change, &str); 10] = [
             (|c| c.http.event_bytes_max = c.http.body_bytes_max + 1, "http.event_bytes_max"),
-            (|c| c.http.body_bytes_in_flight_max = c.http.body_bytes_max - 1, "http.body_bytes_in_flight_max"),
+            (|c| c.http.decoded_bytes_max = c.http.body_bytes_max - 1, "http.decoded_bytes_max"),
+            (
+                |c| c.http.body_bytes_in_flight_max = c.http.body_bytes_max + c.http.decoded_bytes_max,
+                "http.body_bytes_in_flight_max",
+            ),
             (|c| c.http.ack_ms_max = 8_500, "http.ack_ms_max"),
             (|c| c.http.shutdown_ms_max = 8_000, "http.shutdown_ms_max"),
             (|c| c.writer.range_events_max = 16_000, "writer.range_events_max"),

@@ -48,7 +48,9 @@ pub struct Http {
     pub workers: u32,
     /// The largest body of one request.
     pub body_bytes_max: u64,
-    /// The largest sum of bodies being read or parsed at once.
+    /// The largest body of one request once its content coding is undone.
+    pub decoded_bytes_max: u64,
+    /// The largest sum of bodies being read, decoded or parsed at once.
     pub body_bytes_in_flight_max: u64,
     /// The most connections open at once.
     pub connections_max: u32,
@@ -68,7 +70,8 @@ impl Default for Http {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
             workers: 0,
             body_bytes_max: 32 * limits::MIB,
-            body_bytes_in_flight_max: 256 * limits::MIB,
+            decoded_bytes_max: 256 * limits::MIB,
+            body_bytes_in_flight_max: 512 * limits::MIB,
             connections_max: 4_096,
             ack_ms_max: 10_000,
             event_bytes_max: limits::MIB,

@@ -138,9 +138,14 @@ pub const SETTINGS: &[Setting] = &[
     setting!(http.workers, Whole32(limits::WORKERS, ""), "threads that serve HTTP; 0 for one per core"),
     setting!(http.body_bytes_max, Whole(limits::BODY_BYTES, "bytes"), "largest body of one request"),
     setting!(
+        http.decoded_bytes_max,
+        Whole(limits::DECODED_BYTES, "bytes"),
+        "largest body of one request once gzip or zstd is undone"
+    ),
+    setting!(
         http.body_bytes_in_flight_max,
         Whole(limits::BODY_BYTES_IN_FLIGHT, "bytes"),
-        "largest sum of bodies being read or parsed at once"
+        "largest sum of bodies being read, decoded or parsed at once"
     ),
     setting!(http.connections_max, Whole32(limits::CONNECTIONS, ""), "most connections open at once"),
     setting!(

@@ -24,7 +24,10 @@ pub(super) enum Connection {
 pub(super) fn fields(into: &mut String, answer: &Answer, request_id: &str, connection: Connection) {
     into.clear();
     // Writing to a String cannot fail.
-    let _ = write!(into, "Content-Type: {}\r\nX-Request-Id: {request_id}", answer.content_type);
+    if !answer.content_type.is_empty() {
+        let _ = write!(into, "Content-Type: {}\r\n", answer.content_type);
+    }
+    let _ = write!(into, "X-Request-Id: {request_id}");
     if let Some(seconds) = answer.retry_after_s {
         let _ = write!(into, "\r\nRetry-After: {seconds}");
     }
@@ -38,16 +41,18 @@ pub(super) fn fields(into: &mut String, answer: &Answer, request_id: &str, conne
     });
 }
 
-/// Appends a head as the server writes it.
-pub(super) fn head(into: &mut Vec<u8>, status: u16, length: usize, date: &mut Date, fields: &str) {
+/// Appends a head as the server writes it; without a length, which it always writes, for an answer without content.
+pub(super) fn head(into: &mut Vec<u8>, status: u16, length: Option<usize>, date: &mut Date, fields: &str) {
     into.extend_from_slice(b"HTTP/1.1 ");
     number(into, usize::from(status));
     into.push(b' ');
     into.extend_from_slice(reason(status).as_bytes());
     into.extend_from_slice(b"\r\nServer: M\r\nDate: ");
     into.extend_from_slice(date.text());
-    into.extend_from_slice(b"\r\nContent-Length: ");
-    number(into, length);
+    if let Some(length) = length {
+        into.extend_from_slice(b"\r\nContent-Length: ");
+        number(into, length);
+    }
     into.extend_from_slice(b"\r\n");
     into.extend_from_slice(fields.as_bytes());
     into.extend_from_slice(b"\r\n\r\n");
@@ -165,7 +170,7 @@ mod tests {
         let answer = Answer { retry_after_s: Some(5), allow: Some("GET"), ..Answer::json(503, b"{}".to_vec()) };
         fields(&mut text, &answer, "id", Connection::Closes);
         let mut bytes = Vec::new();
-        head(&mut bytes, 503, 1_234_567_890, &mut Date { second: 0, text: String::new() }, &text);
+        head(&mut bytes, 503, Some(1_234_567_890), &mut Date { second: 0, text: String::new() }, &text);
         let bytes = String::from_utf8(bytes).expect("text");
         let (first, rest) = bytes.split_once("\r\nDate: ").expect("a date");
         assert_eq!(first, "HTTP/1.1 503 Service Unavailable\r\nServer: M");
@@ -174,6 +179,12 @@ mod tests {
             "\r\nContent-Length: 1234567890\r\nContent-Type: application/json\r\nX-Request-Id: id\r\nRetry-After: 5\
              \r\nAllow: GET\r\nConnection: close\r\n\r\n"
         );
+        fields(&mut text, &Answer::no_content(), "id", Connection::Stays);
+        let mut bytes = Vec::new();
+        head(&mut bytes, 204, None, &mut Date { second: 0, text: String::new() }, &text);
+        let bytes = String::from_utf8(bytes).expect("text");
+        assert!(bytes.starts_with("HTTP/1.1 204 No Content\r\nServer: M\r\nDate: "));
+        assert!(bytes.ends_with(" GMT\r\nX-Request-Id: id\r\n\r\n"), "{bytes}");
         let mut zero = Vec::new();
         number(&mut zero, 0);
         assert_eq!(zero, b"0");

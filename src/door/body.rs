@@ -12,6 +12,8 @@ use std::sync::{Mutex, PoisonError};
 use may_minihttp::BodyReader;
 
 use super::wire::Wire;
+use crate::exchange::Fault;
+use crate::pause::pause;
 
 /// A body that is not longer than this is kept in the connection's own buffer.
 pub(super) const SMALL_BYTES: usize = 16 << 10;
@@ -81,8 +83,15 @@ pub(super) struct Share<'a> {
 
 impl Share<'_> {
     /// Grows the share to `bytes`, unless the room is too small for that.
-    fn grow(&mut self, bytes: usize) -> bool {
+    pub fn grow(&mut self, bytes: usize) -> bool {
         bytes <= self.bytes || self.room.hold(&mut self.bytes, bytes)
+    }
+
+    /// Gives back what is beyond `bytes`.
+    pub fn shrink(&mut self, bytes: usize) {
+        if bytes < self.bytes {
+            self.room.hold(&mut self.bytes, bytes);
+        }
     }
 }
 
@@ -92,17 +101,23 @@ impl Drop for Share<'_> {
     }
 }
 
-/// Reads a body of `length` bytes into `body`, which is empty. Room is taken as the body grows, so that a sender that
+/// The answer where the room is too small.
+pub(super) fn no_room() -> Fault {
+    Fault::Unavailable { message: "too many bodies at a time: try again".into(), retry_after_s: 1 }
+}
+
+/// Reads a body of `length` bytes into `body`, which is empty, through the server's reader where the server may have read
+/// some of it. Room is taken as the body grows, so that a sender that
 /// announces much and sends little holds little.
 pub(super) fn read(
-    reader: BodyReader<'_, '_>,
+    reader: Option<BodyReader<'_, '_>>,
     wire: &mut Wire,
     length: usize,
     body: &mut Vec<u8>,
     share: &mut Share<'_>,
 ) -> End {
     // When dropped, the reader would read on to the announced end, however far that is. It owns nothing.
-    let mut reader = ManuallyDrop::new(reader);
+    let mut reader = reader.map(ManuallyDrop::new);
     let mut emptied = false;
     let mut slice = 0;
     let mut room = 0;
@@ -116,15 +131,16 @@ pub(super) fn read(
         // The server's buffer comes first: once a whole chunk of it was consumed and the body is still not complete, it
         // is empty, and the rest of the body comes from the connection, by whichever descriptor.
         let direct = emptied && length - body.len() >= DIRECT_BYTES;
-        let n = if direct {
-            wire.receive(body, room - body.len()).unwrap_or(0)
-        } else {
-            let Ok(chunk) = reader.fill_buf() else { return End::Short };
-            let n = chunk.len().min(room - body.len());
-            body.extend_from_slice(&chunk[..n]);
-            emptied = n == chunk.len();
-            reader.consume(n);
-            n
+        let n = match reader.as_mut().filter(|_| !direct) {
+            None => wire.receive(body, room - body.len()).unwrap_or(0),
+            Some(reader) => {
+                let Ok(chunk) = reader.fill_buf() else { return End::Short };
+                let n = chunk.len().min(room - body.len());
+                body.extend_from_slice(&chunk[..n]);
+                emptied = n == chunk.len();
+                reader.consume(n);
+                n
+            }
         };
         if n == 0 {
             return End::Short;
@@ -132,7 +148,7 @@ pub(super) fn read(
         slice += n;
         if slice >= SLICE_BYTES {
             slice = 0;
-            may::coroutine::yield_now();
+            pause();
         }
     }
     End::Whole
@@ -143,7 +159,7 @@ pub(super) struct Buffers(Mutex<Vec<Vec<u8>>>);
 
 /// Buffers kept, and their largest size: 16 x 8 MiB.
 const BUFFERS_MAX: usize = 16;
-const BUFFER_BYTES_MAX: usize = 8 << 20;
+pub(super) const BUFFER_BYTES_MAX: usize = 8 << 20;
 
 impl Buffers {
     pub fn new() -> Buffers {
@@ -174,6 +190,9 @@ mod tests {
         let mut b = room.share();
         assert!(a.grow(60) && b.grow(40) && !b.grow(41) && a.grow(10));
         assert!(!room.fits(1) && room.fits(0) && !room.fits(usize::MAX));
+        a.shrink(50);
+        a.shrink(70);
+        assert_eq!(room.taken(), 90);
         drop(a);
         assert_eq!(room.taken(), 40);
         assert!(b.grow(100));

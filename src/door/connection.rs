@@ -15,7 +15,8 @@ use std::time::Instant;
 use may_minihttp::{HttpService, Request, Response};
 
 use super::answers::{self, Date};
-use super::body::{self, End};
+use super::body::{self, End, no_room};
+use super::decode::Coding;
 use super::request::{Asked, Source, Summary, head_bytes};
 use super::watch::{Phase, Reason, Watched};
 use super::wire::Wire;
@@ -49,6 +50,10 @@ pub(super) struct Connection {
     pub(super) consumed: u64,
     /// What waiting answers have taken of the room: the most that ever waited, because the server keeps the memory.
     held: usize,
+    /// Requests are read here and not by the server (see [`super::bare`]).
+    pub(super) is_served_here: bool,
+    /// The last answer was written here, and the connection goes on: the server must not write another.
+    pub(super) is_answered: bool,
     small: Vec<u8>,
     text: String,
     pub(super) request_id: String,
@@ -69,6 +74,8 @@ impl Connection {
             first,
             held: 0,
             consumed: 0,
+            is_served_here: false,
+            is_answered: false,
             small: Vec::new(),
             text: String::new(),
             request_id: String::new(),
@@ -122,33 +129,44 @@ impl Connection {
             return self.answer(fault.answer(), asked, rsp);
         }
         let shared = Arc::clone(&self.shared);
-        let head = summary.head(self.peer);
+        let request_id = std::mem::take(&mut self.request_id);
+        let head = summary.head(self.peer, &request_id);
         let (route, endpoint) = shared.routes.find(head.method, head.path);
         asked.route = route;
-        let admitted = endpoint.and_then(|endpoint| self.admit(&head, endpoint.as_ref()).map(|()| endpoint));
+        let admitted = endpoint.and_then(|endpoint| {
+            summary.check(head.method)?;
+            Ok((endpoint, self.admit(&head, endpoint.as_ref())?))
+        });
         let answer = match admitted {
             Err(fault) => {
                 self.spare(&fault, source, &summary, &mut asked);
                 fault.answer()
             }
-            Ok(endpoint) => self.ask(endpoint.as_ref(), &head, source, summary.expects_continue, &mut asked),
+            Ok((endpoint, coding)) => {
+                self.ask(endpoint.as_ref(), &head, coding, source, summary.expects_continue, &mut asked)
+            }
         };
+        self.request_id = request_id;
         self.text = summary.into_text();
         self.text.shrink_to(TEXT_BYTES_KEPT);
         self.answer(answer, asked, rsp);
     }
 
-    /// Everything that can be refused before the body is read.
-    fn admit(&self, head: &Head<'_>, endpoint: &dyn Endpoint) -> Result<(), Fault> {
+    /// Everything that can be refused before the body is read. Returns how its body is to be decoded.
+    fn admit(&self, head: &Head<'_>, endpoint: &dyn Endpoint) -> Result<Option<Coding>, Fault> {
         if head.content_length > self.shared.limits.body_bytes_max {
             return Err(Fault::ContentTooLarge(self.shared.limits.body_bytes_max));
         }
         // An endpoint that panics has not admitted anything.
-        catch_unwind(AssertUnwindSafe(|| endpoint.admit(head))).unwrap_or(Err(Fault::Internal))?;
+        let coding = catch_unwind(AssertUnwindSafe(|| {
+            let coding = if endpoint.takes_coded_bodies() { Coding::of(head.content_encoding)? } else { None };
+            endpoint.admit(head).map(|()| coding)
+        }))
+        .unwrap_or(Err(Fault::Internal))?;
         if !self.shared.room.fits(head.content_length) {
             return Err(no_room());
         }
-        Ok(())
+        Ok(coding)
     }
 
     /// Reads a short body of a refused request to its end, so that the connection can stay.
@@ -176,15 +194,28 @@ impl Connection {
         &mut self,
         endpoint: &dyn Endpoint,
         head: &Head<'_>,
+        coding: Option<Coding>,
         source: Source<'_, '_, '_, '_>,
         expects_continue: bool,
         asked: &mut Asked<'_>,
     ) -> Answer {
         let shared = Arc::clone(&self.shared);
-        let large = head.content_length > body::SMALL_BYTES;
+        let mut large = head.content_length > body::SMALL_BYTES;
         let mut body = if large { shared.buffers.take() } else { std::mem::take(&mut self.small) };
         let mut share = shared.room.share();
-        let received = self.receive(source, head.content_length, expects_continue, &mut body, &mut share, asked);
+        let mut received = self.receive(source, head.content_length, expects_continue, &mut body, &mut share, asked);
+        if let (Ok(()), Some(coding)) = (&received, coding) {
+            let (mut decoded, mut decoded_share) = (shared.buffers.take(), shared.room.share());
+            let bytes_max = shared.limits.decoded_bytes_max;
+            received = shared.decoders.decode(coding, &body, &mut decoded, bytes_max, &mut decoded_share);
+            // What was sent has served, and need not wait for the answer.
+            self.keep(std::mem::replace(&mut body, decoded), large);
+            (large, share) = (true, decoded_share);
+        }
+        if let Err(Fault::DecodedTooLarge(_)) = received {
+            // Nothing is in doubt, but whoever sends bombs does not keep a connection.
+            asked.keep_alive = false;
+        }
         let answer = match received {
             Err(fault) => fault.answer(),
             // A panic in an endpoint is our fault, not the end of anything else.
@@ -214,7 +245,8 @@ impl Connection {
         }
         let Some(wire) = &mut self.wire else { return Err(Fault::Internal) };
         let req = match source {
-            Source::Server(req) => req,
+            Source::Server(req) => Some(req),
+            Source::Wire => None,
             Source::Copied(rest) => {
                 body.extend_from_slice(rest.get(..length).ok_or_else(short)?);
                 asked.received_bytes = length;
@@ -227,7 +259,7 @@ impl Connection {
             let _ = wire.catch_up().and_then(|()| wire.send(b"HTTP/1.1 100 Continue\r\n\r\n", false));
         }
         self.watched.enter(Phase::Body);
-        let end = body::read(req.body(), wire, length, body, share);
+        let end = body::read(req.map(Request::body), wire, length, body, share);
         self.consumed += body.len() as u64;
         asked.received_bytes = body.len();
         let was = self.watched.enter(Phase::Busy);
@@ -278,9 +310,13 @@ impl Connection {
             return self.finish(&answer, bodiless, asked.unread);
         }
         let connection = if asked.old { answers::Connection::Kept } else { answers::Connection::Stays };
+        if answer.status == 204 && self.answer_bare(&answer, connection) {
+            return;
+        }
+        let Some(wire) = &mut self.wire else { return };
         answers::fields(&mut self.fields, &answer, &self.request_id, connection);
         wire.give(|shadow| {
-            answers::head(shadow, answer.status, answer.body.len(), &mut self.date, &self.fields);
+            answers::head(shadow, answer.status, Some(answer.body.len()), &mut self.date, &self.fields);
             shadow.extend_from_slice(&answer.body);
         });
         rsp.status_code(usize::from(answer.status), answers::reason(answer.status));
@@ -310,6 +346,7 @@ impl HttpService for Connection {
         let fields = req.headers().iter().map(|field| (field.name, field.value));
         let summary = self.summarise(req.method(), req.path(), req.version(), fields);
         self.serve(summary, Source::Server(req), Some(rsp));
+        self.go_on(rsp);
         Ok(())
     }
 }
@@ -333,10 +370,6 @@ fn pending_fits(pending: usize, held: &mut usize, room: &body::Room) -> bool {
     // Twice: in the server's buffer and in the shadow.
     let beyond = pending.saturating_sub(PENDING_BYTES_FREE) * 2;
     pending <= PENDING_BYTES_MAX && (beyond <= *held || room.hold(held, beyond))
-}
-
-fn no_room() -> Fault {
-    Fault::Unavailable { message: "too many bodies at a time: try again".into(), retry_after_s: 1 }
 }
 
 fn short() -> Fault {

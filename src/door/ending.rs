@@ -1,11 +1,14 @@
 //! How a connection ends: the last answer, and what can still be said when the server has given a connection up.
 //!
+//! Nothing here sleeps: `may::coroutine::sleep` (0.3.51) touches the coroutine's memory after its timer was set, and a
+//! coroutine that ends right after it may be gone by then when its thread was not running for so long. The kernel tells
+//! of all that is waited for, and the watch ends what takes too long.
+//!
 //! What always holds: the last answer leaves behind all earlier ones; nothing leaves after it; and it is not lost to
 //! a reset as long as its reader takes it and its sender does not send without end.
 
 use std::io::ErrorKind;
 use std::net::Shutdown;
-use std::time::Duration;
 
 use super::Answered;
 use super::answers;
@@ -16,8 +19,6 @@ use super::socket;
 use super::watch::{Phase, Reason};
 use crate::exchange::{Answer, Fault};
 
-/// How often a closing connection looks whether its peer has ended or has got everything.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// No request is shorter: `GET / HTTP/1.0` and an empty line, with bare LFs.
 const REQUEST_BYTES_MIN: u64 = 16;
 /// The server does not tell why it took a head for malformed. Where the head is not known, one of this length or more
@@ -31,7 +32,8 @@ impl Connection {
         let Some(wire) = &mut self.wire else { return };
         answers::fields(&mut self.fields, answer, &self.request_id, answers::Connection::Closes);
         let mut head = Vec::with_capacity(256 + self.fields.len());
-        answers::head(&mut head, answer.status, answer.body.len(), &mut self.date, &self.fields);
+        let length = (answer.status != 204).then_some(answer.body.len());
+        answers::head(&mut head, answer.status, length, &mut self.date, &self.fields);
         let body = if bodiless { &[][..] } else { &answer.body };
         self.watched.enter(Phase::Write);
         let written =
@@ -43,15 +45,12 @@ impl Connection {
             self.watched.enter(Phase::Linger);
             // Where the receiving side was shut down, nothing more can be read, and the peer's end has to be asked for.
             let patient = wire.discard(self.shared.limits.linger_bytes_max);
-            while patient && !wire.is_ended() && !self.watched.is_cut() {
-                may::coroutine::sleep(LOOK_EVERY);
-            }
+            while patient && !wire.is_ended() && !self.watched.is_cut() && wire.wait().is_ok() {}
         }
         if written.is_ok() && (unread || body.len() > ANSWER_BYTES_MAX) {
             self.watched.enter(Phase::Write);
-            while !wire.is_acknowledged() && !self.watched.is_cut() {
-                may::coroutine::sleep(LOOK_EVERY);
-            }
+            // The kernel announces that the sending side's end, and so all before it, was acknowledged.
+            while !wire.is_acknowledged() && !self.watched.is_cut() && wire.wait().is_ok() {}
         }
         if unread && !wire.is_ended() {
             socket::reset_on_close(wire.number());
@@ -122,7 +121,7 @@ impl Connection {
     }
 
     /// Answers something that did not become a request.
-    fn complain(&mut self, fault: &Fault) {
+    pub(super) fn complain(&mut self, fault: &Fault) {
         let answer = fault.answer();
         let asked = Asked::unknown();
         self.shared.observe(&Answered {
@@ -137,11 +136,11 @@ impl Connection {
     }
 }
 
-fn malformed() -> Fault {
+pub(super) fn malformed() -> Fault {
     Fault::BadRequest("this is not a request in HTTP/1.1 or HTTP/1.0".into())
 }
 
-fn cut_short() -> Fault {
+pub(super) fn cut_short() -> Fault {
     Fault::BadRequest(
         "the request is cut short or malformed, or its sender closed its side of the connection before the answer: \
          keep it open until the answer has arrived"

@@ -19,6 +19,10 @@ pub(super) struct Frame<'a> {
     pub content_type: Option<&'a str>,
     /// The value of `Content-Encoding`; `None` when absent, empty or `identity`.
     pub content_encoding: Option<&'a str>,
+    /// The value of a valid `Idempotency-Key`.
+    pub idempotency_key: Option<&'a str>,
+    /// What is wrong with `Idempotency-Key`.
+    pub idempotency_fault: Option<&'static str>,
     /// The length of the body.
     pub content_length: usize,
     /// The client waits for `100 Continue`.
@@ -42,6 +46,8 @@ pub(super) fn examine<'a>(
         query: None,
         content_type: None,
         content_encoding: None,
+        idempotency_key: None,
+        idempotency_fault: None,
         content_length: 0,
         expects_continue: false,
         keep_alive: !old,
@@ -109,10 +115,12 @@ impl Seen {
                     None => self.length_invalid = true,
                 }
             }
+            15 if name.eq_ignore_ascii_case("idempotency-key") => idempotency_key(frame, value),
             16 if name.eq_ignore_ascii_case("content-encoding") => {
                 let text = std::str::from_utf8(value).unwrap_or("(not text)");
-                if frame.content_encoding.is_none() && !text.is_empty() && !text.eq_ignore_ascii_case("identity") {
-                    frame.content_encoding = Some(text);
+                if !text.is_empty() && !text.eq_ignore_ascii_case("identity") {
+                    // Several fields are a list of codings, which is not taken whatever is in it.
+                    frame.content_encoding = Some(if frame.content_encoding.is_some() { "(several)" } else { text });
                 }
             }
             17 if name.eq_ignore_ascii_case("transfer-encoding") => self.transfer_encoding = true,
@@ -145,6 +153,17 @@ impl Seen {
             return Err(Fault::ExpectationFailed);
         }
         Ok(())
+    }
+}
+
+fn idempotency_key<'a>(frame: &mut Frame<'a>, value: &'a [u8]) {
+    let valid = (1..=255).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic);
+    match std::str::from_utf8(value).ok().filter(|_| valid) {
+        None => frame.idempotency_fault = Some("Idempotency-Key is not 1 to 255 visible ASCII characters"),
+        Some(key) if frame.idempotency_key.is_some_and(|first| first != key) => {
+            frame.idempotency_fault = Some("Idempotency-Key is given twice, with different values");
+        }
+        Some(key) => frame.idempotency_key = Some(key),
     }
 }
 
@@ -354,6 +373,28 @@ mod tests {
     }
 
     #[test]
+    fn idempotency_keys() {
+        let key = |values: &[&str]| {
+            let mut headers = vec![("Host", "x")];
+            headers.extend(values.iter().map(|value| ("Idempotency-KEY", *value)));
+            let (frame, found) = look(1, "/", &headers);
+            assert_eq!(status(&found), 200, "it is no matter of framing");
+            (frame.idempotency_key.map(str::to_owned), frame.idempotency_fault.is_some())
+        };
+        assert_eq!(key(&[]), (None, false));
+        let longest = "x".repeat(255);
+        for good in ["a", "!~", &longest] {
+            assert_eq!(key(&[good]), (Some(good.to_owned()), false));
+            assert_eq!(key(&[good, good]), (Some(good.to_owned()), false));
+            assert!(key(&[good, "b"]).1 && key(&[good, ""]).1 && key(&["", good]).1);
+        }
+        let too_long = "x".repeat(256);
+        for bad in ["", "a b", "é", "a\tb", "\u{7f}", &too_long] {
+            assert!(key(&[bad]).1, "{bad:?}");
+        }
+    }
+
+    #[test]
     fn request_ids_and_media_types() {
         let id = |value: &str| look(1, "/", &[("Host", "x"), ("X-Request-ID", value)]).0.request_id.is_some();
         assert!(id("a") && id(&"x".repeat(128)) && id("0af7651916cd43dd8448eb211c80319c"));
@@ -361,6 +402,15 @@ mod tests {
         let kind = |value: &'static str| look(1, "/", &[("Host", "x"), ("Content-Type", value)]).0.content_type;
         assert_eq!(kind(""), None);
         assert_eq!(kind("application/json"), Some("application/json"));
+        let coding = |values: &[&'static str]| {
+            let mut headers = vec![("Host", "x")];
+            headers.extend(values.iter().map(|value| ("Content-Encoding", *value)));
+            look(1, "/", &headers).0.content_encoding.map(str::to_owned)
+        };
+        assert_eq!(coding(&["", "identity", "Identity"]), None);
+        assert_eq!(coding(&["GZIP"]).as_deref(), Some("GZIP"));
+        assert_eq!(coding(&["gzip", "gzip"]).as_deref(), Some("(several)"));
+        assert_eq!(coding(&["gzip, zstd"]).as_deref(), Some("gzip, zstd"));
         let (frame, _) = examine(1, "/", [("Content-Type", &b"\xff"[..])].into_iter());
         assert_eq!(frame.content_type, Some("(not text)"));
     }

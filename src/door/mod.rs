@@ -3,7 +3,7 @@
 //! In: connections. Out: for each request one call of its [`Endpoint`](crate::exchange::Endpoint), and one answer.
 //!
 //! ```text
-//! accept ─▶ may_minihttp reads and parses a head ─▶ frame ─▶ routes ─▶ admit ─▶ body ─▶ endpoint ─▶ answer
+//! accept ─▶ may_minihttp reads and parses a head ─▶ frame ─▶ routes ─▶ admit ─▶ body ─▶ decode ─▶ endpoint ─▶ answer
 //!                    └── watch: deadlines, from outside of the coroutines ──┘
 //! ```
 //!
@@ -14,16 +14,19 @@
 //! What stays as the server has it: a connection costs some 80 KiB, most of it three buffers; at most 16 header fields;
 //! of a malformed head behind other requests it cannot be told whether it had too many fields, so its length decides
 //! between 400 and 431; a further request that arrives together with the end of its sender's side gets a 400 that says
-//! so (a first one is served, see `first`); every malformed head is a line on stderr. An answer above 64 KiB, and one
-//! to `HEAD`, closes its connection; a connection that sends nothing is accepted after a second.
+//! so (a first one is served, see `first`); a 204 has `Content-Length: 0` where further requests came before it (see
+//! `bare`); every malformed head is a line on stderr. An answer above 64 KiB, and one to `HEAD`, closes its connection;
+//! a connection that sends nothing is accepted after a second.
 //!
 //! What always holds: no panic is reachable from the network; no request is ever read out of the bytes of another; a
 //! connection answers nothing after an answer that closes it; everything that a client can make grow has a bound in
 //! [`Options`].
 
 mod answers;
+mod bare;
 mod body;
 mod connection;
+mod decode;
 mod ending;
 mod first;
 mod frame;
@@ -68,7 +71,7 @@ pub struct Answered<'a> {
     pub method: &'static str,
     /// The status of the answer.
     pub status: u16,
-    /// The length of the body that was read.
+    /// The length of the body that was read, as it was sent.
     pub request_bytes: usize,
     /// From the head's arrival until the answer was ready.
     pub duration: Duration,
@@ -93,6 +96,7 @@ struct Shared {
     observer: Box<dyn Observer>,
     room: body::Room,
     buffers: body::Buffers,
+    decoders: decode::Decoders,
     open: AtomicUsize,
     refused: AtomicU64,
     draining: AtomicBool,
@@ -188,7 +192,7 @@ fn refuse(shared: &Shared, id: usize, at_once: bool) {
     let (mut fields, mut bytes, mut request_id) = (String::new(), Vec::new(), String::new());
     shared.make_request_id(&mut request_id);
     answers::fields(&mut fields, &answer, &request_id, answers::Connection::Closes);
-    answers::head(&mut bytes, answer.status, answer.body.len(), &mut answers::Date::default(), &fields);
+    answers::head(&mut bytes, answer.status, Some(answer.body.len()), &mut answers::Date::default(), &fields);
     bytes.extend_from_slice(&answer.body);
     // A new connection has room for this; where not, it is closed without.
     let _ = socket::send(fd, &bytes, false);
@@ -219,6 +223,7 @@ pub fn start(options: &Options, routes: Routes, observer: impl Observer) -> io::
         routes: routes.with_list(),
         observer: Box::new(observer),
         buffers: body::Buffers::new(),
+        decoders: decode::Decoders::new(),
         open: AtomicUsize::new(0),
         refused: AtomicU64::new(0),
         draining: AtomicBool::new(false),

@@ -15,7 +15,9 @@ pub struct Options {
     pub listen: SocketAddr,
     /// The longest body taken, in bytes as sent; beyond it the answer is 413.
     pub body_bytes_max: usize,
-    /// All bodies that are being read or answered together, in bytes; beyond it the answer is 503.
+    /// The longest body taken that was sent with a content coding, in bytes as decoded; beyond it the answer is 413.
+    pub decoded_bytes_max: usize,
+    /// All bodies that are being read, decoded or answered together, in bytes; beyond it the answer is 503.
     pub body_bytes_in_flight_max: usize,
     /// A head (request line and header fields) longer than this many bytes is cut off with 431. Checked from outside
     /// of the parser a few times a second, so a fast sender can get some way past it.
@@ -49,7 +51,9 @@ impl Default for Options {
         Options {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
             body_bytes_max: 32 << 20,
-            // 512 MiB: 16 bodies of the longest kind, or 300 of 10,000 events each.
+            decoded_bytes_max: 256 << 20,
+            // 512 MiB: 16 bodies of the longest kind, or 300 of 10,000 events each, or one of the longest that decodes
+            // to the longest, with some to spare.
             body_bytes_in_flight_max: 512 << 20,
             head_bytes_max: 64 << 10,
             connections_max: 8192,
@@ -81,6 +85,7 @@ const DESCRIPTORS_PER_CONNECTION: usize = 2;
 #[derive(Debug, Clone)]
 pub(super) struct Limits {
     pub body_bytes_max: usize,
+    pub decoded_bytes_max: usize,
     pub body_bytes_in_flight_max: usize,
     pub head_bytes_max: u64,
     /// Beyond it a connection is answered 503.
@@ -122,10 +127,13 @@ impl Limits {
             );
         }
         let ms = |n: u64| Duration::from_millis(n.max(1));
+        // One body of the longest kind always fits.
+        let body_bytes_in_flight_max = options.body_bytes_in_flight_max.max(options.body_bytes_max);
         Limits {
             body_bytes_max: options.body_bytes_max,
-            // One body of the longest kind always fits.
-            body_bytes_in_flight_max: options.body_bytes_in_flight_max.max(options.body_bytes_max),
+            // What may be sent as it is may be sent with a coding.
+            decoded_bytes_max: options.decoded_bytes_max.clamp(options.body_bytes_max, body_bytes_in_flight_max),
+            body_bytes_in_flight_max,
             head_bytes_max: options.head_bytes_max.max(1 << 10) as u64,
             connections_max,
             connections_hard_max,
@@ -170,7 +178,8 @@ mod tests {
                 let limits = Limits::derive(&Options { connections_max, body_bytes_max, ..Options::default() });
                 assert!(limits.connections_max >= 1);
                 assert!(limits.connections_max <= limits.connections_hard_max);
-                assert!(limits.body_bytes_in_flight_max >= limits.body_bytes_max);
+                assert!(limits.body_bytes_in_flight_max >= limits.decoded_bytes_max);
+                assert!(limits.decoded_bytes_max >= limits.body_bytes_max);
             }
         }
     }

@@ -11,13 +11,16 @@ use crate::exchange::{Fault, Head};
 
 /// A head, copied: the server uses its memory again for the body.
 pub(super) struct Summary {
-    /// Method, path, query and media type, one after the other.
+    /// Method, path, query, media type, coding and idempotency key, one after the other.
     text: String,
     method_end: usize,
     path_end: usize,
     query_end: Option<usize>,
     content_type_end: Option<usize>,
     content_encoding_end: Option<usize>,
+    idempotency_key_end: Option<usize>,
+    /// What is wrong with the idempotency key.
+    idempotency_fault: Option<&'static str>,
     pub content_length: usize,
     pub expects_continue: bool,
     pub keep_alive: bool,
@@ -50,6 +53,8 @@ impl Summary {
         let query_end = frame.query.map(&mut push);
         let content_type_end = frame.content_type.map(&mut push);
         let content_encoding_end = frame.content_encoding.map(&mut push);
+        // Of other methods it says nothing.
+        let idempotency_key_end = frame.idempotency_key.filter(|_| method == "POST").map(&mut push);
         Summary {
             text,
             method_end,
@@ -57,6 +62,8 @@ impl Summary {
             query_end,
             content_type_end,
             content_encoding_end,
+            idempotency_key_end,
+            idempotency_fault: frame.idempotency_fault,
             content_length: frame.content_length,
             expects_continue: frame.expects_continue,
             keep_alive: frame.keep_alive,
@@ -66,20 +73,28 @@ impl Summary {
     }
 
     /// As endpoints see it.
-    pub fn head(&self, peer: SocketAddr) -> Head<'_> {
+    pub fn head<'a>(&'a self, peer: SocketAddr, request_id: &'a str) -> Head<'a> {
         let query_end = self.query_end.unwrap_or(self.path_end);
+        let content_type_end = self.content_type_end.unwrap_or(query_end);
+        let content_encoding_end = self.content_encoding_end.unwrap_or(content_type_end);
         Head {
             method: &self.text[..self.method_end],
             path: &self.text[self.method_end..self.path_end],
             query: self.query_end.map(|end| &self.text[self.path_end..end]),
             content_type: self.content_type_end.map(|end| &self.text[query_end..end]),
-            content_encoding: self
-                .content_encoding_end
-                .map(|end| &self.text[self.content_type_end.unwrap_or(query_end)..end]),
+            content_encoding: self.content_encoding_end.map(|end| &self.text[content_type_end..end]),
             content_length: self.content_length,
-            idempotency_key: None,
-            request_id: "",
+            idempotency_key: self.idempotency_key_end.map(|end| &self.text[content_encoding_end..end]),
+            request_id,
             peer,
+        }
+    }
+
+    /// What is wrong with a head whose framing is right.
+    pub fn check(&self, method: &str) -> Result<(), Fault> {
+        match self.idempotency_fault {
+            Some(message) if method == "POST" => Err(Fault::BadRequest(message.into())),
+            _ => Ok(()),
         }
     }
 
@@ -100,6 +115,8 @@ impl Summary {
 pub(super) enum Source<'a, 'buf, 'header, 'stream> {
     /// The server, which has read the head.
     Server(Request<'buf, 'header, 'stream>),
+    /// The connection: the server has read nothing of it.
+    Wire,
     /// A copy of what the server has thrown away.
     Copied(&'a [u8]),
 }

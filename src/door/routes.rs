@@ -9,13 +9,13 @@ use std::sync::Arc;
 use crate::exchange::{Answer, Endpoint, Fault, Head};
 
 /// The paths that are served. Patterns are exact paths, or end in a parameter (`/v1/events/{id}`) that stands for one
-/// segment that is not empty; the endpoint finds it in [`Head::path`].
+/// segment that is not empty; the endpoint finds it with [`last_segment`](crate::exchange::last_segment). An exact path comes first.
 #[derive(Default)]
 pub struct Routes {
     entries: Vec<Entry>,
     exact: HashMap<String, usize>,
-    /// Everything up to the parameter, which is the last segment.
-    prefixes: Vec<(String, usize)>,
+    /// By everything up to the parameter, which is the last segment.
+    prefixes: HashMap<String, usize>,
 }
 
 struct Entry {
@@ -33,38 +33,18 @@ impl Routes {
         Routes::default()
     }
 
-    /// Adds methods to a path, which is new or has others already. `HEAD` is allowed wherever `GET` is.
+    /// Adds a path with the methods it takes, or further methods of a path. `HEAD` is allowed wherever `GET` is.
     ///
     /// # Panics
     ///
-    /// When the pattern is malformed or takes one of the methods already: both are mistakes in the program.
+    /// When the pattern is malformed, names a parameter otherwise than before, or has one of the methods already: all are
+    /// mistakes in the program.
     #[must_use]
     pub fn route(mut self, pattern: &str, methods: &[(&'static str, Arc<dyn Endpoint>)]) -> Routes {
-        assert!(!methods.is_empty(), "{pattern} takes no method");
-        let known = self.entries.iter().position(|entry| entry.pattern == pattern);
-        let index = known.unwrap_or_else(|| self.add(pattern));
-        let entry = &mut self.entries[index];
-        for (method, endpoint) in methods {
-            assert!(entry.methods.iter().all(|(known, _)| known != method), "{method} {pattern} was added before");
-            entry.methods.push((*method, endpoint.clone()));
-        }
-        let mut allowed: Vec<&str> = entry.methods.iter().map(|(method, _)| *method).collect();
-        if allowed.contains(&"GET") && !allowed.contains(&"HEAD") {
-            allowed.push("HEAD");
-        }
-        // Leaked on purpose: built a few times for each route, and lives as long as the program.
-        entry.allow = Box::leak(allowed.join(", ").into_boxed_str());
-        self
-    }
-
-    /// A new path that takes no methods yet: its place.
-    fn add(&mut self, pattern: &str) -> usize {
         assert!(pattern.starts_with('/'), "{pattern} does not start with a slash");
-        let index = self.entries.len();
-        match pattern.find('{') {
-            None => {
-                self.exact.insert(pattern.to_owned(), index);
-            }
+        assert!(!methods.is_empty(), "{pattern} takes no method");
+        let (places, place) = match pattern.find('{') {
+            None => (&mut self.exact, pattern),
             Some(at) => {
                 let parameter = &pattern[at..];
                 assert!(pattern[..at].ends_with('/'), "in {pattern} the parameter is not a whole segment");
@@ -72,11 +52,26 @@ impl Routes {
                     parameter.ends_with('}') && !parameter.contains('/'),
                     "in {pattern} the parameter is not the last segment"
                 );
-                self.prefixes.push((pattern[..at].to_owned(), index));
+                (&mut self.prefixes, &pattern[..at])
             }
+        };
+        let index = *places.entry(place.to_owned()).or_insert(self.entries.len());
+        if index == self.entries.len() {
+            self.entries.push(Entry { pattern: pattern.to_owned(), methods: Vec::new(), allow: "" });
         }
-        self.entries.push(Entry { pattern: pattern.to_owned(), methods: Vec::new(), allow: "" });
-        index
+        let entry = &mut self.entries[index];
+        assert!(entry.pattern == pattern, "{pattern} was added before as {}", entry.pattern);
+        for (method, endpoint) in methods {
+            assert!(entry.methods.iter().all(|(known, _)| known != method), "{method} of {pattern} was added before");
+            entry.methods.push((*method, Arc::clone(endpoint)));
+        }
+        let mut allowed: Vec<&str> = entry.methods.iter().map(|(method, _)| *method).collect();
+        if allowed.contains(&"GET") && !allowed.contains(&"HEAD") {
+            allowed.push("HEAD");
+        }
+        // Leaked on purpose: built a few times when the program starts, and lives as long as it.
+        entry.allow = Box::leak(allowed.join(", ").into_boxed_str());
+        self
     }
 
     /// Adds the list of all paths, as `GET /v1/`, unless that path is taken.
@@ -110,7 +105,7 @@ impl Routes {
         if parameter.is_empty() {
             return None;
         }
-        self.prefixes.iter().find(|(known, _)| known == prefix).and_then(|&(_, index)| self.entries.get(index))
+        self.prefixes.get(prefix).and_then(|&index| self.entries.get(index))
     }
 
     /// Says what would have worked: the nearest path, or all of them.
@@ -166,19 +161,84 @@ mod tests {
             .with_list()
     }
 
-    fn ask(routes: &Routes, method: &str, path: &str) -> (String, Result<String, Fault>) {
-        let (label, found) = routes.find(method, path);
-        let head = Head {
-            method,
-            path,
+    /// What one part of the program adds, and what another adds to it.
+    fn merged() -> Routes {
+        Routes::new()
+            .route("/v2/events", &[("POST", named("post"))])
+            .route("/v2/events/{id}", &[("GET", named("one"))])
+            .route("/v2/report/{filter}", &[("GET", named("filtered"))])
+            .route("/v2/events", &[("GET", named("list"))])
+            .route("/v2/events/{id}", &[("POST", named("encoded"))])
+            .with_list()
+    }
+
+    #[test]
+    fn methods_of_one_path_may_come_from_several_places() {
+        let routes = merged();
+        assert_eq!(ask(&routes, "POST", "/v2/events").1, Ok("post".into()));
+        assert_eq!(ask(&routes, "GET", "/v2/events").1, Ok("list".into()));
+        assert_eq!(ask(&routes, "HEAD", "/v2/events").1, Ok("list".into()));
+        assert_eq!(ask(&routes, "GET", "/v2/events/7"), ("/v2/events/{id}".into(), Ok("one".into())));
+        assert_eq!(ask(&routes, "POST", "/v2/events/7").1, Ok("encoded".into()));
+        assert_eq!(ask(&routes, "GET", "/v2/report/a%2Fb"), ("/v2/report/{filter}".into(), Ok("filtered".into())));
+        assert!(matches!(ask(&routes, "GET", "/v2/report/a/b").1, Err(Fault::NotFound(_))));
+        assert_eq!(ask(&routes, "PUT", "/v2/events").1, Err(Fault::MethodNotAllowed("POST, GET, HEAD")));
+        let (_, text) = ask(&routes, "GET", "/v1/");
+        let list: serde_json::Value = serde_json::from_str(&text.expect("a list")).expect("JSON");
+        assert_eq!(list["paths"][0], serde_json::json!({"path": "/v2/events", "methods": ["POST", "GET", "HEAD"]}));
+        assert_eq!(list["paths"].as_array().map(Vec::len), Some(3));
+    }
+
+    #[test]
+    #[should_panic(expected = "GET of /a was added before")]
+    fn one_method_has_one_endpoint() {
+        let _ = Routes::new().route("/a", &[("GET", named("one"))]).route("/a", &[("GET", named("two"))]);
+    }
+
+    #[test]
+    #[should_panic(expected = "/a/{b} was added before as /a/{a}")]
+    fn one_parameter_has_one_name() {
+        let _ = Routes::new().route("/a/{a}", &[("GET", named("one"))]).route("/a/{b}", &[("POST", named("two"))]);
+    }
+
+    #[test]
+    fn nothing_is_changed_or_removed_by_any_path() {
+        for routes in [merged(), Routes::new().route("/a", &[("GET", named("a"))]).with_list()] {
+            for entry in &routes.entries {
+                let path = entry.pattern.replace("{id}", "7").replace("{filter}", "x");
+                for method in ["PUT", "PATCH", "DELETE"] {
+                    let found = (entry.pattern.clone(), Err(Fault::MethodNotAllowed(entry.allow)));
+                    assert_eq!(ask(&routes, method, &path), found);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_segment_stays_encoded() {
+        let segment = crate::exchange::last_segment;
+        assert_eq!(segment("/v1/events/a%2Fb%20c"), "a%2Fb%20c");
+        assert_eq!(segment("/v1/"), "");
+        assert_eq!(segment("*"), "*");
+    }
+
+    fn head() -> Head<'static> {
+        Head {
+            method: "GET",
+            path: "/",
             query: None,
             content_type: None,
             content_encoding: None,
             content_length: 0,
             idempotency_key: None,
-            request_id: "",
+            request_id: "id",
             peer: ([127, 0, 0, 1], 1).into(),
-        };
+        }
+    }
+
+    fn ask(routes: &Routes, method: &str, path: &str) -> (String, Result<String, Fault>) {
+        let (label, found) = routes.find(method, path);
+        let head = Head { method, path, ..head() };
         let text = found.map(|e| String::from_utf8_lossy(&e.answer(&head, &mut Vec::new()).body).into_owned());
         (label.to_owned(), text)
     }

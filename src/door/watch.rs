@@ -205,7 +205,12 @@ impl Memory {
         let fresh = self.word != word;
         if fresh {
             let since = if phase == Phase::Fresh { self.since } else { now };
-            let received = if phase == Phase::Fresh { 0 } else { sample.counts.received };
+            // What lies unread between two requests belongs to the next one.
+            let received = match phase {
+                Phase::Fresh => 0,
+                Phase::Idle => sample.counts.received.saturating_sub(sample.unread),
+                _ => sample.counts.received,
+            };
             *self = Memory {
                 word,
                 received,

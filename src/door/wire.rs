@@ -150,7 +150,7 @@ impl Wire {
     }
 
     /// Waits until the connection may be readable or writable again.
-    fn wait(&mut self) -> io::Result<()> {
+    pub fn wait(&mut self) -> io::Result<()> {
         if self.waiter.is_none() {
             let number = Number(self.number());
             self.waiter = Some(CoIo::new(number).map_err(|e| io::Error::other(e.to_string()))?);

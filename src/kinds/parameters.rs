@@ -104,7 +104,8 @@ impl Parameters {
     }
 }
 
-fn found(value: Option<&str>) -> String {
+/// What was found in the place of a value, for a message.
+pub fn found(value: Option<&str>) -> String {
     value.map_or_else(|| "no value".into(), quote)
 }
 

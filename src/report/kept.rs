@@ -1,18 +1,21 @@
-//! Answers that are given again for as long as they are young enough: a question that everybody asks costs two queries in
-//! that time, however often it is asked.
+//! Answers that are given again for as long as they are young enough: a question that everybody asks costs a few queries
+//! in that time, however often it is asked.
 //!
 //! An answer's age counts from the moment before its query was sent, because the query may miss whatever is stored after
 //! it began. For the age `a` that is allowed:
 //!
 //! | the newest answer | a reader |
 //! |---|---|
-//! | younger than a/2 | is given it |
-//! | not older than a | is given it, and the first one starts a query in the background |
+//! | young | is given it |
+//! | not older than `a` | is given it, and the first one starts a query in the background |
 //! | older, or none | waits for a query that began within the last `a`, or else starts one |
+//!
+//! It is young for `a / 2`, and less where queries are slow: such that twice the time of the last one remains, so that the
+//! next answer is there before this one is too old, and `a / 8` at least, so that failures do not follow each other closely.
 //!
 //! So what a reader is given never misses anything that was stored `a` before they asked, and answers to one question
 //! never go back in time: an answer is replaced only by one whose query began later. A query that fails is told to those
-//! who wait for it and to nobody else; one that fails in the background is not repeated as long as there is an answer.
+//! who wait for it and to nobody else.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -28,6 +31,8 @@ struct Slot<V> {
     /// When its newest query began, and the query itself, while it is under way.
     asked: Instant,
     under_way: Option<Arc<Flight<V>>>,
+    /// How long the last one took that gave an answer.
+    took: Duration,
     /// The newest answer, and when its query began.
     answer: Option<(Instant, V)>,
 }
@@ -35,12 +40,16 @@ struct Slot<V> {
 /// By question.
 type Slots<V> = HashMap<String, Slot<V>>;
 
+/// Tells the time; a clock of a test's own, in tests.
+type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
+
 /// Answers that are kept, and the queries that are under way for them.
 pub struct KeptAnswers<V> {
     runtime: Handle,
     age_max: Duration,
     slots_max: usize,
     keep: fn(&V) -> Option<V>,
+    clock: Clock,
     slots: Arc<Mutex<Slots<V>>>,
 }
 
@@ -49,23 +58,25 @@ impl<V: Clone + Send + Sync + 'static> KeptAnswers<V> {
     ///
     /// Of `slots_max` questions the answers are kept; those that are being asked count, and there may be more of them.
     pub fn new(runtime: Handle, age_max: Duration, slots_max: usize, keep: fn(&V) -> Option<V>) -> KeptAnswers<V> {
-        KeptAnswers { runtime, age_max, slots_max, keep, slots: Arc::default() }
+        KeptAnswers { runtime, age_max, slots_max, keep, clock: Arc::new(Instant::now), slots: Arc::default() }
     }
 
-    /// The answer to `question` for who asks at `now`. `None` when `timeout` passed first (the query goes on). Waits as a
-    /// coroutine or a thread, whichever calls.
-    pub fn ask<F>(&self, question: &str, now: Instant, timeout: Duration, start: impl FnOnce() -> F) -> Option<V>
+    /// The answer to `question`. `None` when `timeout` passed first (the query goes on). Waits as a coroutine or a thread,
+    /// whichever calls.
+    pub fn ask<F>(&self, question: &str, timeout: Duration, start: impl FnOnce() -> F) -> Option<V>
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let age = |began: Instant| now.saturating_duration_since(began);
         let mut slots = lock(&self.slots);
+        let now = (self.clock)();
+        let age = |began: Instant| now.saturating_duration_since(began);
         let mut slot = slots.get_mut(question);
         if let Some(slot) = &mut slot
             && let Some((_, answer)) = slot.answer.as_ref().filter(|(began, _)| age(*began) <= self.age_max)
         {
             let answer = answer.clone();
-            if age(slot.asked) >= self.age_max / 2 {
+            let is_asked = slot.under_way.is_some() && age(slot.asked) <= self.age_max;
+            if !is_asked && age(slot.asked) >= self.young_for(slot.took) {
                 slot.asked = now;
                 slot.under_way = Some(self.depart(question, now, start()));
             }
@@ -84,6 +95,11 @@ impl<V: Clone + Send + Sync + 'static> KeptAnswers<V> {
         flight.wait(&waiter, timeout)
     }
 
+    /// How long after one query the next may begin, by how long the last one took.
+    fn young_for(&self, took: Duration) -> Duration {
+        self.age_max.saturating_sub(took * 2).clamp(self.age_max / 8, self.age_max / 2)
+    }
+
     /// Sends a query off; it cannot land before the slots are let go of.
     fn depart<F>(&self, question: &str, began: Instant, work: F) -> Arc<Flight<V>>
     where
@@ -91,10 +107,11 @@ impl<V: Clone + Send + Sync + 'static> KeptAnswers<V> {
     {
         let flight = Arc::new(Flight::new());
         let (landing, question) = (flight.clone(), question.to_owned());
-        let (slots, keep) = (self.slots.clone(), self.keep);
+        let (slots, keep, clock) = (self.slots.clone(), self.keep, self.clock.clone());
         self.runtime.spawn(async move {
             let value = work.await;
-            settle(&mut lock(&slots), &question, began, &landing, keep(&value));
+            let times = (began, clock());
+            settle(&mut lock(&slots), &question, times, &landing, keep(&value));
             landing.land(value);
         });
         flight
@@ -113,13 +130,19 @@ impl<V: Clone + Send + Sync + 'static> KeptAnswers<V> {
                 slots.remove(&oldest);
             }
         }
-        let new = || Slot { asked: now, under_way: None, answer: None };
+        let new = || Slot { asked: now, under_way: None, took: Duration::ZERO, answer: None };
         slots.entry(question.to_owned()).or_insert_with(new)
     }
 }
 
-/// Notes what became of a query.
-fn settle<V>(slots: &mut Slots<V>, question: &str, began: Instant, flight: &Arc<Flight<V>>, answer: Option<V>) {
+/// Notes what became of a query that began and ended at these times.
+fn settle<V>(
+    slots: &mut Slots<V>,
+    question: &str,
+    (began, ended): (Instant, Instant),
+    flight: &Arc<Flight<V>>,
+    answer: Option<V>,
+) {
     let Some(slot) = slots.get_mut(question) else { return };
     if slot.under_way.as_ref().is_some_and(|under_way| Arc::ptr_eq(under_way, flight)) {
         slot.under_way = None;
@@ -128,6 +151,7 @@ fn settle<V>(slots: &mut Slots<V>, question: &str, began: Instant, flight: &Arc<
         && slot.answer.as_ref().is_none_or(|(before, _)| *before < began)
     {
         slot.answer = Some((began, answer));
+        slot.took = ended.saturating_duration_since(began);
     }
     if slot.answer.is_none() && slot.under_way.is_none() {
         slots.remove(question);
@@ -136,7 +160,7 @@ fn settle<V>(slots: &mut Slots<V>, question: &str, began: Instant, flight: &Arc<
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
     use tokio::sync::oneshot;
 
@@ -154,15 +178,19 @@ mod tests {
     struct World {
         _runtime: tokio::runtime::Runtime,
         kept: KeptAnswers<Answer>,
-        began: Instant,
+        now_ms: Arc<AtomicU64>,
         queries: AtomicUsize,
     }
 
     impl World {
         fn new() -> World {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
-            let kept = KeptAnswers::new(runtime.handle().clone(), AGE, SLOTS, |answer: &Answer| answer.ok().map(Ok));
-            World { _runtime: runtime, kept, began: Instant::now(), queries: AtomicUsize::new(0) }
+            let mut kept =
+                KeptAnswers::new(runtime.handle().clone(), AGE, SLOTS, |answer: &Answer| answer.ok().map(Ok));
+            let (now_ms, began) = (Arc::new(AtomicU64::new(0)), Instant::now());
+            let now = now_ms.clone();
+            kept.clock = Arc::new(move || began + Duration::from_millis(now.load(Ordering::SeqCst)));
+            World { _runtime: runtime, kept, now_ms, queries: AtomicUsize::new(0) }
         }
 
         /// Asks at a time, with a query that gives `answer` at once.
@@ -171,7 +199,8 @@ mod tests {
                 self.queries.fetch_add(1, Ordering::SeqCst);
                 async move { answer }
             };
-            self.kept.ask(question, self.began + Duration::from_millis(at_ms), LONG, start).expect("in time")
+            self.now_ms.store(at_ms, Ordering::SeqCst);
+            self.kept.ask(question, LONG, start).expect("in time")
         }
 
         /// Asks with a query that ends when it is released. A reader that must wait gives up at once: `None`.
@@ -183,7 +212,8 @@ mod tests {
                 release = Some(sender);
                 async move { held.await.unwrap_or(Err(())) }
             };
-            let answer = self.kept.ask(question, self.began + Duration::from_millis(at_ms), Duration::ZERO, start);
+            self.now_ms.store(at_ms, Ordering::SeqCst);
+            let answer = self.kept.ask(question, Duration::ZERO, start);
             (answer, release)
         }
 
@@ -246,18 +276,42 @@ mod tests {
         assert_eq!(world.landed(), 3);
     }
 
+    /// The last one's time twice remains until the answer is too old, and an eighth of the age passes at least.
+    #[test]
+    fn slow_queries_begin_sooner() {
+        for (took_ms, not_yet_ms, due_ms) in [(100, 449, 450), (300, 300, 300), (350, 350, 350), (600, 600, 600)] {
+            let world = World::new();
+            let (_, release) = world.ask_held("q", 0);
+            world.now_ms.store(took_ms, Ordering::SeqCst);
+            release.unwrap().send(Ok(1)).unwrap();
+            assert_eq!(world.landed(), 1);
+            if not_yet_ms < due_ms {
+                assert_eq!(world.ask("q", not_yet_ms, Ok(2)), Ok(1));
+                assert_eq!(world.landed(), 1);
+            }
+            assert_eq!(world.ask("q", due_ms, Err(())), Ok(1));
+            assert_eq!(world.landed(), 2);
+            let again_ms = due_ms + if took_ms == 600 { 113 } else { 900 - 2 * took_ms.max(225) };
+            assert_eq!(world.ask("q", again_ms - 1, Err(())), Ok(1));
+            assert_eq!(world.landed(), 2);
+            if again_ms <= 900 {
+                assert_eq!(world.ask("q", again_ms, Err(())), Ok(1));
+                assert_eq!(world.landed(), 3);
+            }
+        }
+    }
+
     #[test]
     fn those_who_wait_share_one_query() {
         let world = World::new();
         let (release, held) = tokio::sync::watch::channel(false);
-        let now = Instant::now();
         std::thread::scope(|scope| {
             let readers: Vec<_> = (0..8)
                 .map(|_| {
                     let mut held = held.clone();
                     let world = &world;
                     scope.spawn(move || {
-                        world.kept.ask("q", now, LONG, || {
+                        world.kept.ask("q", LONG, || {
                             world.queries.fetch_add(1, Ordering::SeqCst);
                             async move {
                                 held.wait_for(|open| *open).await.unwrap();
@@ -282,7 +336,7 @@ mod tests {
         assert_eq!(world.ask("q", 0, Err(())), Err(()));
         assert!(lock(&world.kept.slots).is_empty());
         assert_eq!(world.ask("q", 1, Ok(1)), Ok(1));
-        // One try in the background, however many read.
+        // One try in the background, however many read until the next is due.
         for at_ms in [500, 600, 700, 901] {
             assert_eq!(world.ask("q", at_ms, Err(())), Ok(1));
             assert_eq!(world.landed(), 3);

@@ -54,6 +54,10 @@ impl<K: Kind> Endpoint for Bodies<K> {
         self.0.acceptor()?.admit(head)
     }
 
+    fn takes_coded_bodies(&self) -> bool {
+        true
+    }
+
     fn answer(&self, head: &Head<'_>, body: &mut Vec<u8>) -> Answer {
         self.0.acceptor().map_or_else(|fault| fault.answer(), |acceptor| acceptor.answer(head, body))
     }

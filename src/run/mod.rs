@@ -228,6 +228,7 @@ fn listen(program: &Program, routes: door::Routes) -> Result<door::Door, RunErro
     let options = door::Options {
         listen: http.listen,
         body_bytes_max: http.body_bytes_max as usize,
+        decoded_bytes_max: http.decoded_bytes_max as usize,
         body_bytes_in_flight_max: http.body_bytes_in_flight_max as usize,
         connections_max: http.connections_max as usize,
         workers: http.workers as usize,

@@ -19,6 +19,7 @@ fn a_request_is_answered_and_the_connection_stays() {
             serde_json::json!({
                 "method": "POST", "path": "/echo", "query": "a=b", "type": "text/json", "announced": body.len(),
                 "length": body.len(), "sum": body.len() * usize::from(b'x'), "loopback": true,
+                "key": null, "id": reply.header("X-Request-Id"), "last": "echo",
             })
         );
         assert_eq!(reply.header("Content-Type"), Some("application/json"));
@@ -64,6 +65,9 @@ fn paths_and_methods() {
     let house = house(|_| {});
     let (reply, _) = house.once(get("/one/7?x"));
     assert_eq!((reply.status, reply.json()["path"].as_str()), (202, Some("/one/7")));
+    let (reply, _) = house.once(get("/one/a%2Fb%20c"));
+    assert_eq!((reply.status, reply.json()["last"].as_str()), (202, Some("a%2Fb%20c")));
+    assert_eq!(house.once(get("/one/a/b")).0.status, 404);
     let (reply, closed) = house.once(post("/ech", "body"));
     assert_eq!((reply.status, reply.code().as_str(), closed), (404, "not_found", false));
     assert!(reply.json()["error"]["message"].as_str().is_some_and(|m| m.contains("/echo")));
@@ -74,7 +78,7 @@ fn paths_and_methods() {
     assert_eq!((reply.status, reply.header("Allow")), (405, Some("POST, GET, HEAD")));
     let (reply, _) = house.once(get("/v1/"));
     assert_eq!(reply.status, 200);
-    assert!(reply.json()["paths"].as_array().is_some_and(|paths| paths.len() == 6));
+    assert!(reply.json()["paths"].as_array().is_some_and(|paths| paths.len() == 8));
     let (reply, _) = house.once("GET http://example.org:80/one/8?y=1 HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!((reply.json()["path"].as_str(), reply.json()["query"].as_str()), (Some("/one/8"), Some("y=1")));
     let (reply, _) = house.once("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n");

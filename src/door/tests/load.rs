@@ -97,7 +97,8 @@ fn draining_under_load_never_cuts_an_answer() {
                                 _ => return answered,
                             }
                             let reply = client.reply();
-                            assert_eq!(reply.json()["length"], 4);
+                            // A client that comes as late as this is told so.
+                            assert!(reply.status == 503 && answered == 0 || reply.json()["length"] == 4);
                             answered += 1;
                             if reply.closes() {
                                 client.expect_end();
@@ -114,20 +115,6 @@ fn draining_under_load_never_cuts_an_answer() {
             assert_eq!(answered, served, "every request that was served was answered");
             assert!(TcpStream::connect(address).is_err());
         });
-    }
-}
-
-/// Numbers from a seed that is printed.
-#[allow(clippy::print_stdout, reason = "a failing run is repeated with its seed")]
-fn random() -> impl FnMut() -> u64 {
-    let seed = std::time::UNIX_EPOCH.elapsed().expect("a clock").as_nanos() as u64;
-    println!("seed {seed}");
-    let mut state = seed | 1;
-    move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod basics;
 mod closing;
+mod coding;
 mod framing;
 mod limits;
 mod load;
@@ -26,8 +27,28 @@ impl Endpoint for Echo {
         let text = serde_json::json!({
             "method": head.method, "path": head.path, "query": head.query, "type": head.content_type,
             "announced": head.content_length, "length": body.len(), "sum": sum, "loopback": head.peer.ip().is_loopback(),
+            "key": head.idempotency_key, "id": head.request_id, "last": crate::exchange::last_segment(head.path),
         });
         Answer::json(202, text.to_string().into_bytes())
+    }
+}
+
+/// Answers like [`Echo`], of bodies that are decoded before.
+struct Decoded;
+impl Endpoint for Decoded {
+    fn takes_coded_bodies(&self) -> bool {
+        true
+    }
+    fn answer(&self, head: &Head<'_>, body: &mut Vec<u8>) -> Answer {
+        Echo.answer(head, body)
+    }
+}
+
+/// Answers without content.
+struct Empty;
+impl Endpoint for Empty {
+    fn answer(&self, _head: &Head<'_>, _body: &mut Vec<u8>) -> Answer {
+        Answer::no_content()
     }
 }
 
@@ -74,7 +95,7 @@ impl Endpoint for Picky {
     }
 }
 
-/// Answers when it is let go.
+/// Answers when it is let go; works until then, with pauses.
 #[derive(Default)]
 struct Gate {
     open: std::sync::atomic::AtomicBool,
@@ -84,7 +105,7 @@ impl Endpoint for Gate {
     fn answer(&self, _head: &Head<'_>, _body: &mut Vec<u8>) -> Answer {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         while !self.open.load(Ordering::SeqCst) {
-            may::coroutine::sleep(Duration::from_millis(1));
+            crate::pause::pause();
         }
         self.waiting.fetch_sub(1, Ordering::SeqCst);
         Answer::text(200, "through\n")
@@ -105,7 +126,10 @@ fn house(change: impl FnOnce(&mut Options)) -> House {
     change(&mut options);
     let gate = Arc::new(Gate::default());
     let routes = Routes::new()
-        .route("/echo", &[("POST", Arc::new(Echo)), ("GET", Arc::new(Echo))])
+        .route("/echo", &[("POST", Arc::new(Echo))])
+        .route("/echo", &[("GET", Arc::new(Echo))])
+        .route("/decoded", &[("POST", Arc::new(Decoded))])
+        .route("/empty", &[("POST", Arc::new(Empty))])
         .route("/one/{id}", &[("GET", Arc::new(Echo))])
         .route("/big", &[("GET", Arc::new(Big))])
         .route("/panics", &[("POST", Arc::new(Panics))])
@@ -264,4 +288,18 @@ fn post(path: &str, body: &str) -> String {
 
 fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")
+}
+
+/// Numbers from a seed that is printed.
+#[allow(clippy::print_stdout, reason = "a failing run is repeated with its seed")]
+pub(super) fn random() -> impl FnMut() -> u64 {
+    let seed = std::time::UNIX_EPOCH.elapsed().expect("a clock").as_nanos() as u64;
+    println!("seed {seed}");
+    let mut state = seed | 1;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    }
 }

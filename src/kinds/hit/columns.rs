@@ -15,16 +15,14 @@ use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::{
-    Array, ArrayRef, FixedSizeBinaryArray, Int8Array, PrimitiveArray, RecordBatch, StringArray,
-    TimestampMillisecondArray,
+    Array, ArrayRef, FixedSizeBinaryArray, Int8Array, RecordBatch, StringArray, TimestampMillisecondArray,
 };
 use arrow::buffer::{Buffer, OffsetBuffer, ScalarBuffer};
-use arrow::datatypes::{
-    ArrowPrimitiveType, DataType, Field, Int8Type, Schema, SchemaRef, TimeUnit, TimestampMillisecondType,
-};
+use arrow::datatypes::{DataType, Field, Int8Type, Schema, SchemaRef, TimeUnit, TimestampMillisecondType};
 
 use super::parse::{HitAction, HitEvent, HitId};
 use super::{INSTANTS_MS, USER_BYTES_MAX};
+use crate::kinds::record_columns::{column, ids, numbers};
 use crate::kinds::{BadRecord, Columns};
 
 /// Bytes of one event besides its user's name: 8 for the time, 4 for where the name ends, 1 for the action, 16 and 1 for
@@ -163,11 +161,11 @@ impl Columns for HitColumns {
     }
 
     fn from_batch(batch: &RecordBatch) -> Result<Self, BadRecord> {
-        let timestamps_ms = numbers::<TimestampMillisecondType>(batch, 0)?;
-        let (user_text, user_offsets) = users(batch, 1)?;
-        let actions = numbers::<Int8Type>(batch, 2)?;
-        let event_ids = ids(batch, 3)?;
-        let origins = numbers::<Int8Type>(batch, 4)?;
+        let timestamps_ms = numbers::<TimestampMillisecondType>(batch, SCHEMA.field(0))?;
+        let (user_text, user_offsets) = users(batch, SCHEMA.field(1))?;
+        let actions = numbers::<Int8Type>(batch, SCHEMA.field(2))?;
+        let event_ids = ids(batch, SCHEMA.field(3))?;
+        let origins = numbers::<Int8Type>(batch, SCHEMA.field(4))?;
         let bad =
             |column: &str, row: usize, what: String| Err(BadRecord(format!("column {column}, row {row}: {what}")));
         if let Some(row) = timestamps_ms.iter().position(|instant| !INSTANTS_MS.contains(instant)) {
@@ -188,35 +186,9 @@ impl Columns for HitColumns {
     }
 }
 
-/// The column that has the name and the type of a field of the schema, without nulls.
-fn column<A: Array + 'static>(batch: &RecordBatch, field: usize) -> Result<&A, BadRecord> {
-    let field = SCHEMA.field(field);
-    let name = field.name();
-    let Some(column) = batch.column_by_name(name) else {
-        return Err(BadRecord(format!("column {name} is missing")));
-    };
-    if column.data_type() != field.data_type() {
-        let (expected, found) = (field.data_type(), column.data_type());
-        return Err(BadRecord(format!("column {name}: expected {expected}, found {found}")));
-    }
-    if column.null_count() > 0 {
-        return Err(BadRecord(format!("column {name} holds {} nulls", column.null_count())));
-    }
-    column.as_any().downcast_ref().ok_or_else(|| BadRecord(format!("column {name} has an unknown layout")))
-}
-
-fn numbers<T: ArrowPrimitiveType>(batch: &RecordBatch, field: usize) -> Result<Vec<T::Native>, BadRecord> {
-    Ok(column::<PrimitiveArray<T>>(batch, field)?.values().to_vec())
-}
-
-fn ids(batch: &RecordBatch, field: usize) -> Result<Vec<[u8; 16]>, BadRecord> {
-    let array: &FixedSizeBinaryArray = column(batch, field)?;
-    Ok(array.value_data().as_chunks::<16>().0.to_vec())
-}
-
 /// The names one behind the other, and where each begins. They are copied one by one, because a batch may be a slice, and
 /// what lies between its names need not be text.
-fn users(batch: &RecordBatch, field: usize) -> Result<(String, Vec<i32>), BadRecord> {
+fn users(batch: &RecordBatch, field: &Field) -> Result<(String, Vec<i32>), BadRecord> {
     let array: &StringArray = column(batch, field)?;
     let mut users = HitColumns::default();
     users.user_offsets.reserve(array.len());

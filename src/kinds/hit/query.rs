@@ -8,9 +8,10 @@ use std::borrow::Cow;
 use super::parse::{HitAction, HitEvent, HitId, user_found};
 use super::{INSTANTS_MS, USER_BYTES_MAX};
 use crate::kinds::Sent;
-use crate::kinds::excerpt::quote;
-use crate::kinds::uuid_text::parse_uuid;
-use crate::query_string::pairs;
+use crate::kinds::parameters::{self, Parameters};
+use crate::query_string::Pair;
+
+const PARAMETERS: Parameters = Parameters(&["timestamp", "user", "event_id", "click", "impression"]);
 
 /// The parameters that have been found so far.
 #[derive(Default)]
@@ -25,94 +26,68 @@ struct Found<'q> {
 /// Reads a hit; the error names the parameter, what was expected and found, and what is allowed.
 pub fn read<'q>(query: &'q str, sent: Sent<'_>) -> Result<HitEvent<'q>, String> {
     let mut found = Found::default();
-    for pair in pairs(query) {
-        let pair = pair.map_err(allowed)?;
-        let value = pair.value.as_deref();
-        match pair.name.as_ref() {
-            "timestamp" => once("timestamp", &mut found.timestamp_ms, timestamp(value)?)?,
-            "click" => once("click", &mut found.click, flag("click", value)?)?,
-            "impression" => once("impression", &mut found.impression, flag("impression", value)?)?,
-            "event_id" => once("event_id", &mut found.event_id, event_id(value)?)?,
-            "user" => {
-                check_user(value)?;
-                once("user", &mut found.user, pair.value.unwrap_or_default())?;
-            }
-            unknown => return Err(allowed(format!("unknown parameter {}", quote(unknown)))),
+    for pair in PARAMETERS.pairs(Some(query)) {
+        let Pair { name, value } = pair?;
+        let text = value.as_deref();
+        match name.as_ref() {
+            "timestamp" => once("timestamp", &mut found.timestamp_ms, timestamp(PARAMETERS, text)?)?,
+            "click" => once("click", &mut found.click, flag("click", text)?)?,
+            "impression" => once("impression", &mut found.impression, flag("impression", text)?)?,
+            "event_id" => once("event_id", &mut found.event_id, PARAMETERS.uuid("event_id", text)?)?,
+            "user" => once("user", &mut found.user, user(value)?)?,
+            unknown => return Err(PARAMETERS.unknown(unknown)),
         }
     }
     let action = match (found.click, found.impression) {
         (Some(()), None) => HitAction::Click,
         (None, Some(())) => HitAction::Impression,
-        (None, None) => return Err(allowed("expected `click` or `impression`, found neither".to_owned())),
-        (Some(()), Some(())) => return Err(allowed("expected `click` or `impression`, found both".to_owned())),
+        (None, None) => return Err(PARAMETERS.bad("click", "expected it or `impression`, found neither")),
+        (Some(()), Some(())) => return Err(PARAMETERS.bad("click", "expected it or `impression`, found both")),
     };
     Ok(HitEvent {
-        timestamp_ms: found.timestamp_ms.ok_or_else(|| missing("timestamp"))?,
-        user: found.user.ok_or_else(|| missing("user"))?,
+        timestamp_ms: found.timestamp_ms.ok_or_else(|| missing(PARAMETERS, "timestamp"))?,
+        user: found.user.ok_or_else(|| missing(PARAMETERS, "user"))?,
         action,
         id: HitId::new(found.event_id, &sent),
     })
 }
 
 /// The instant that a parameter holds: decimal digits and nothing else.
-pub(super) fn timestamp_of(value: Option<&str>) -> Result<i64, String> {
+pub(super) fn timestamp(parameters: Parameters, value: Option<&str>) -> Result<i64, String> {
     let digits = value.filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     let instant = digits.and_then(|digits| digits.parse().ok()).filter(|instant| INSTANTS_MS.contains(instant));
     instant.ok_or_else(|| {
-        let found = value.map_or_else(|| "no value".to_owned(), quote);
-        format!(
-            "parameter \"timestamp\": expected milliseconds since 1970 such as 1611339642159 (digits only, to the end of \
-             2100), found {found}"
-        )
+        let expected = "milliseconds since 1970 such as 1611339642159 (digits only, to the end of 2100)";
+        parameters.bad("timestamp", &format!("expected {expected}, found {}", parameters::found(value)))
     })
 }
 
-fn timestamp(value: Option<&str>) -> Result<i64, String> {
-    timestamp_of(value).map_err(allowed)
+/// A parameter that must be there and is not.
+pub(super) fn missing(parameters: Parameters, name: &str) -> String {
+    parameters.bad(name, "expected it, found none")
 }
 
-fn check_user(value: Option<&str>) -> Result<(), String> {
+fn user(value: Option<Cow<'_, str>>) -> Result<Cow<'_, str>, String> {
     let found = match value {
-        Some(user) if (1..=USER_BYTES_MAX).contains(&user.len()) => return Ok(()),
-        Some(user) => user_found(user),
+        Some(user) if (1..=USER_BYTES_MAX).contains(&user.len()) => return Ok(user),
+        Some(user) => user_found(&user),
         None => "no value".to_owned(),
     };
-    Err(allowed(format!("parameter \"user\": expected 1 to {USER_BYTES_MAX} bytes of UTF-8, found {found}")))
+    Err(PARAMETERS.bad("user", &format!("expected 1 to {USER_BYTES_MAX} bytes of UTF-8, found {found}")))
 }
 
 fn flag(name: &str, value: Option<&str>) -> Result<(), String> {
     match value {
         None | Some("" | "1" | "true") => Ok(()),
-        Some(other) => Err(allowed(format!(
-            "parameter \"{name}\": expected it without a value, or with 1 or true, found {}",
-            quote(other)
-        ))),
+        Some(_) => {
+            Err(PARAMETERS
+                .bad(name, &format!("expected it without a value, or with 1 or true, found {}", parameters::found(value))))
+        }
     }
-}
-
-fn event_id(value: Option<&str>) -> Result<[u8; 16], String> {
-    value.and_then(|text| parse_uuid(text.as_bytes())).ok_or_else(|| {
-        let found = value.map_or_else(|| "no value".to_owned(), quote);
-        allowed(format!(
-            "parameter \"event_id\": expected a UUID such as 67e55044-10b1-426f-9247-bb680e5fe0c8, found {found}"
-        ))
-    })
 }
 
 fn once<T>(name: &str, place: &mut Option<T>, value: T) -> Result<(), String> {
-    match place.replace(value) {
-        None => Ok(()),
-        Some(_) => Err(allowed(format!("parameter \"{name}\": expected it once, found it more than once"))),
-    }
-}
-
-fn missing(name: &str) -> String {
-    allowed(format!("expected the parameter `{name}`, found none"))
-}
-
-/// Ends a message with what is allowed.
-fn allowed(message: String) -> String {
-    format!("{message}; allowed are timestamp, user, event_id, and one of click and impression")
+    PARAMETERS.once(name, place, value)
 }
 
 #[cfg(test)]
@@ -131,7 +106,7 @@ mod tests {
     fn refusal(query: &str) -> String {
         let message = read(query, sent(query, None)).expect_err(query);
         let (message, _) =
-            message.split_once("; allowed are timestamp, user, event_id, and one of click").expect(query);
+            message.split_once("; allowed are timestamp, user, event_id, click, impression").expect(query);
         message.to_owned()
     }
 
@@ -205,11 +180,14 @@ mod tests {
 
     #[test]
     fn exactly_one_action_and_everything_once() {
-        assert_eq!(refusal("timestamp=0&user=a"), "expected `click` or `impression`, found neither");
-        assert_eq!(refusal("timestamp=0&user=a&click&impression"), "expected `click` or `impression`, found both");
-        assert_eq!(refusal("user=a&click"), "expected the parameter `timestamp`, found none");
-        assert_eq!(refusal("timestamp=0&click"), "expected the parameter `user`, found none");
-        assert_eq!(refusal(""), "expected `click` or `impression`, found neither");
+        assert_eq!(refusal("timestamp=0&user=a"), "parameter \"click\": expected it or `impression`, found neither");
+        assert_eq!(
+            refusal("timestamp=0&user=a&click&impression"),
+            "parameter \"click\": expected it or `impression`, found both"
+        );
+        assert_eq!(refusal("user=a&click"), "parameter \"timestamp\": expected it, found none");
+        assert_eq!(refusal("timestamp=0&click"), "parameter \"user\": expected it, found none");
+        assert_eq!(refusal(""), "parameter \"click\": expected it or `impression`, found neither");
         let id = "event_id=67e5504410b1426f9247bb680e5fe0c8";
         for twice in ["timestamp=0", "user=b", "click", id] {
             let message = refusal(&format!("timestamp=0&user=a&click&{id}&{twice}"));
@@ -221,7 +199,8 @@ mod tests {
             assert!(message.starts_with("parameter \"click\": expected it without a value"), "{message}");
         }
         assert_eq!(refusal("timestamp=0&user=a&click&time=1"), "unknown parameter \"time\"");
-        assert_eq!(refusal("timestamp=0&User=a&click"), "unknown parameter \"User\"");
+        let slip = "unknown parameter \"User\", did you mean \"user\"?";
+        assert_eq!(refusal("timestamp=0&User=a&click"), slip);
         for id in ["event_id", "event_id=", "event_id=null", "event_id=7"] {
             assert!(refusal(&format!("timestamp=0&user=a&click&{id}")).starts_with("parameter \"event_id\""), "{id}");
         }

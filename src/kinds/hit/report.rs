@@ -6,10 +6,12 @@
 use std::time::Duration;
 
 use super::hour_of;
-use super::query::timestamp_of;
-use crate::kinds::excerpt::quote;
+use super::query::{missing, timestamp};
+use crate::kinds::parameters::Parameters;
+use crate::kinds::row_binary::RowBinary;
 use crate::kinds::{Question, Rendered, Report, Tables};
-use crate::query_string::pairs;
+
+const PARAMETERS: Parameters = Parameters(&["timestamp"]);
 
 /// The report.
 #[derive(Debug)]
@@ -22,9 +24,6 @@ pub struct HourQuery {
     hour: u32,
 }
 
-/// Bytes of the one row in ClickHouse's `RowBinary`: three UInt64 in little-endian.
-const ROW_BYTES: usize = 3 * 8;
-
 impl Report for HourReport {
     /// Most reads ask for the current hour. An answer may be one second behind what is stored; the rest is for the way.
     const AGE_MAX: Duration = Duration::from_millis(900);
@@ -33,17 +32,15 @@ impl Report for HourReport {
 
     fn parse(question: Question<'_>) -> Result<HourQuery, String> {
         let mut instant_ms = None;
-        for pair in pairs(question.query.unwrap_or_default()) {
-            let pair = pair.map_err(allowed)?;
+        for pair in PARAMETERS.pairs(question.query) {
+            let pair = pair?;
             if pair.name != "timestamp" {
-                return Err(allowed(format!("unknown parameter {}", quote(&pair.name))));
+                return Err(PARAMETERS.unknown(&pair.name));
             }
-            if instant_ms.replace(timestamp_of(pair.value.as_deref()).map_err(allowed)?).is_some() {
-                return Err(allowed("parameter \"timestamp\": expected it once, found it more than once".to_owned()));
-            }
+            PARAMETERS.once("timestamp", &mut instant_ms, timestamp(PARAMETERS, pair.value.as_deref())?)?;
         }
-        let missing = || allowed("expected the parameter `timestamp`, found none".to_owned());
-        Ok(HourQuery { hour: hour_of(instant_ms.ok_or_else(missing)?) })
+        let instant_ms = instant_ms.ok_or_else(|| missing(PARAMETERS, "timestamp"))?;
+        Ok(HourQuery { hour: hour_of(instant_ms) })
     }
 
     fn sql(query: &HourQuery, tables: &Tables) -> String {
@@ -55,18 +52,15 @@ impl Report for HourReport {
     }
 
     fn render(_: &HourQuery, rows: &[u8]) -> Result<Rendered, String> {
-        let row: &[u8; ROW_BYTES] =
-            rows.try_into().map_err(|_| format!("{} bytes are not one row of {ROW_BYTES} bytes", rows.len()))?;
-        let [users, clicks, impressions] =
-            std::array::from_fn(|nth| u64::from_le_bytes(std::array::from_fn(|index| row[nth * 8 + index])));
+        // One row of three UInt64.
+        let mut row = RowBinary(rows);
+        let (users, clicks, impressions) = (row.u64()?, row.u64()?, row.u64()?);
+        if !row.is_empty() {
+            return Err(format!("{} bytes are more than one row", rows.len()));
+        }
         let text = format!("unique_users,{users}\nclicks,{clicks}\nimpressions,{impressions}\n");
         Ok(Rendered::Text(text.into_bytes()))
     }
-}
-
-/// Ends a message with what is allowed.
-fn allowed(message: String) -> String {
-    format!("{message}; allowed is timestamp, once")
 }
 
 #[cfg(test)]
@@ -97,8 +91,8 @@ mod tests {
     #[test]
     fn all_else_is_refused() {
         for (query, reason) in [
-            (None, "expected the parameter `timestamp`, found none"),
-            (Some(""), "expected the parameter `timestamp`, found none"),
+            (None, "parameter \"timestamp\": expected it, found none"),
+            (Some(""), "parameter \"timestamp\": expected it, found none"),
             (Some("timestamp=1&timestamp=1"), "parameter \"timestamp\": expected it once"),
             (Some("timestamp=1&user=a"), "unknown parameter \"user\""),
             (Some("time=1"), "unknown parameter \"time\""),
@@ -109,7 +103,7 @@ mod tests {
             (Some("timestamp=%zz"), "parameter \"timestamp\": expected percent-encoded UTF-8"),
         ] {
             let message = parse(query).expect_err("refused");
-            assert!(message.starts_with(reason) && message.ends_with("allowed is timestamp, once"), "{message}");
+            assert!(message.starts_with(reason) && message.ends_with("allowed are timestamp"), "{message}");
         }
     }
 
@@ -119,6 +113,8 @@ mod tests {
         let rendered = HourReport::render(&HourQuery { hour: 0 }, &row).unwrap();
         let text = "unique_users,7\nclicks,18446744073709551615\nimpressions,0\n";
         assert_eq!(rendered, Rendered::Text(text.as_bytes().to_vec()));
-        assert!(HourReport::render(&HourQuery { hour: 0 }, &row[1..]).is_err());
+        for other in [&row[1..], &[&row[..], &[0]].concat(), &[]] {
+            assert!(HourReport::render(&HourQuery { hour: 0 }, other).is_err());
+        }
     }
 }
