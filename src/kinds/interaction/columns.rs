@@ -258,9 +258,9 @@ mod tests {
         InteractionEvent {
             timestamp_us: dice.below(INSTANTS_US.end as usize) as i64,
             session_id: dice.id(),
-            category: *dice.pick(&["page_interaction", "é"]),
-            name: *dice.pick(&["pageview", "a.b", "x"]),
-            data: *dice.pick(&DATA),
+            category: dice.pick::<&str>(&["page_interaction", "é"]),
+            name: dice.pick::<&str>(&["pageview", "a.b", "x"]),
+            data: dice.pick::<&str>(&DATA),
             event_id: if origin == Origin::None { [0; 16] } else { dice.id() },
             origin,
         }
