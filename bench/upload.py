@@ -33,6 +33,7 @@ def parse_arguments():
     options.add_argument("--kind", choices=sorted(KINDS), default="captcha", help="default captcha")
     options.add_argument("--events", type=int, default=1_000_000, help="lines to send (default 1,000,000)")
     options.add_argument("--connections", type=int, default=4)
+    options.add_argument("--rate", type=float, default=None, help="events/s to send (default: as fast as they are taken)")
     options.add_argument("--sites", type=int, default=1000, help="of captchas")
     options.add_argument("--days", type=int, default=30, help="of captchas and interactions")
     options.add_argument("--users", type=int, default=50_000, help="of hits")
@@ -254,8 +255,8 @@ def cpu_seconds(pids_folder):
     return spent
 
 
-def send_all(bodies, connections, send):
-    """Sends every body over so many connections; returns the seconds."""
+def send_all(bodies, connections, send, rate=None):
+    """Sends every body over so many connections, at a rate of events/s where there is one; returns the seconds."""
     todo, failures, lock = list(reversed(list(enumerate(bodies)))), [], threading.Lock()
 
     def work():
@@ -266,6 +267,8 @@ def send_all(bodies, connections, send):
                     if not todo or failures:
                         return
                     index, body = todo.pop()
+                if rate:
+                    time.sleep(max(0.0, begin + index * LINES_PER_BODY / rate - time.perf_counter()))
                 sender(index, body)
         except Exception as error:  # the first failure ends the run with its text
             failures.append(error)
@@ -353,7 +356,7 @@ def main():
               f"{len(bodies)} bodies over {options.connections} connections, seed {seed}", flush=True)
         before = cpu_seconds(options.pids)
         begin = time.perf_counter()
-        acknowledged = send_all(bodies, options.connections, millrace_sender(options, kind))
+        acknowledged = send_all(bodies, options.connections, millrace_sender(options, kind), options.rate)
         wait_until_visible(reporter, kind)
         visible = time.perf_counter() - begin
         after = cpu_seconds(options.pids)
