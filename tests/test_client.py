@@ -106,7 +106,7 @@ class Hit:
 
 KINDS = [Captcha(), Interaction(), Hit()]
 # Those that the program has an endpoint for.
-SERVED = {"captcha"}
+SERVED = {"captcha", "interaction", "hit"}
 ALL_SERVED = len(SERVED) == len(KINDS)
 
 

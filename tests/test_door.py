@@ -179,3 +179,16 @@ def test_many_connections_at_once(program):
             connection.close()
     becomes(program, site, 300)
     eventually(lambda: program.metric("millrace_http_connections") == 1, what="closed connections to be counted off")
+
+
+def test_an_answer_without_content_has_no_length(program):
+    target = f"/analytics?timestamp=1611339642159&user={new_id()}&click"
+    request = f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode()
+    with program.connect(30) as connection:
+        for _ in range(20):
+            connection.sendall(request)
+            said = connection.recv(1 << 16)
+            assert said.startswith(b"HTTP/1.1 204 No Content\r\n") and said.endswith(b"\r\n\r\n")
+            assert b"Content-" not in said and b"Connection: close" not in said
+        connection.sendall(LAST)
+        assert statuses(connection.recv(1 << 16)) == [200]

@@ -218,6 +218,7 @@ def test_check_says_what_is_missing_and_what_to_do(space):
         "config": "OK",
         "listen": "OK",
         "limits": "OK",
+        "interaction": "OK",
         "kafka": "OK",
         "topic": "FAIL",
         "clickhouse": "OK",
@@ -244,7 +245,7 @@ def test_check_names_what_is_away_or_wrong(space):
     assert "wrong-one" not in out
     # --offline asks no server.
     status, out, _ = tell(space, "check", "--offline", settings={**settings, "MILLRACE_KAFKA_BROKERS": away})
-    assert status == 0 and set(findings(out)) == {"config", "listen", "limits"}
+    assert status == 0 and set(findings(out)) == {"config", "listen", "limits", "interaction"}
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         status, out, _ = tell(space, "check", "--offline", "--http-listen", f"127.0.0.1:{port}")

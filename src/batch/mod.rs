@@ -266,8 +266,9 @@ mod tests {
         let options = Options { events_max: 100, bytes_max: BYTES_MAX, linger: Duration::from_millis(5) };
         let inlet = start("uneven", 1, options, move |batch: Batch<Texts>| {
             assert!(!batch.acks.is_empty());
-            batch.acks.into_iter().for_each(|ack| ack.settle(true));
+            // Before anybody is told, since who waits for all of them looks at the records next.
             seen.lock().unwrap().push(batch.columns.0);
+            batch.acks.into_iter().for_each(|ack| ack.settle(true));
         })
         .unwrap();
         let mut sent = Vec::new();

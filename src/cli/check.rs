@@ -171,10 +171,11 @@ impl KindVisitor for Kinds<'_> {
     type Error = std::convert::Infallible;
 
     fn visit<K: Kind>(&mut self) -> Result<(), Self::Error> {
-        self.found.push(match K::open(self.config).and_then(|kind| kind.reload()) {
-            Ok(in_force) => finding(State::Ok, K::NAME, in_force),
-            Err(error) => finding(State::Fail, K::NAME, error),
-        });
+        let found = match K::open(self.config) {
+            Ok(kind) => kind.in_force().map(|in_force| finding(State::Ok, K::NAME, in_force)),
+            Err(error) => Some(finding(State::Fail, K::NAME, error)),
+        };
+        self.found.extend(found);
         Ok(())
     }
 }

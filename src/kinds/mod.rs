@@ -184,6 +184,10 @@ pub trait Kind: Send + Sync + Sized + 'static {
 
     /// The kind by the configuration; the error says which setting is wrong and what to do.
     fn open(config: &Config) -> Result<Self, String>;
+    /// What is in force of its settings and files, for a person; `None` for a kind that has none.
+    fn in_force(&self) -> Option<String> {
+        None
+    }
     /// Reads again what it has read of files. `Ok` says what is in force now; the error says why the old is still in force.
     fn reload(&self) -> Result<String, String> {
         Ok("reads no files".to_owned())

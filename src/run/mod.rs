@@ -203,6 +203,9 @@ impl KindVisitor for Wiring<'_> {
         let topic = program.config.kafka.topic(K::NAME);
         if self.roles.accept {
             let kind = Arc::new(K::open(&program.config).map_err(RunError::Kind)?);
+            if let Some(in_force) = kind.in_force() {
+                tracing::info!(kind = K::NAME, in_force, "opened");
+            }
             let intake = accepting::open_intake::<K>(program, kind.clone(), &topic)?;
             let flushed = intake.clone();
             self.flushes.push(Box::new(move |timeout| flushed.flush(timeout)));

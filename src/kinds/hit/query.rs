@@ -79,10 +79,8 @@ fn user(value: Option<Cow<'_, str>>) -> Result<Cow<'_, str>, String> {
 fn flag(name: &str, value: Option<&str>) -> Result<(), String> {
     match value {
         None | Some("" | "1" | "true") => Ok(()),
-        Some(_) => {
-            Err(PARAMETERS
-                .bad(name, &format!("expected it without a value, or with 1 or true, found {}", parameters::found(value))))
-        }
+        Some(_) => Err(PARAMETERS
+            .bad(name, &format!("expected it without a value, or with 1 or true, found {}", parameters::found(value)))),
     }
 }
 

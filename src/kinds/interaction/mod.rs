@@ -44,7 +44,7 @@ pub struct Interaction {
 }
 
 impl Interaction {
-    fn in_force(&self) -> Arc<Types> {
+    fn types(&self) -> Arc<Types> {
         self.types.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -84,8 +84,11 @@ impl Kind for Interaction {
         let future_us_max = config.future_ms_max as i64 * 1000;
         let types = Types::load(folder.as_deref(), accept_unknown, future_us_max)
             .map_err(|error| format!("interaction.schemas (MILLRACE_INTERACTION_SCHEMAS): {error}"))?;
-        tracing::info!(in_force = types.summary(), "types of interactions");
         Ok(Interaction { folder, accept_unknown, future_us_max, types: RwLock::new(Arc::new(types)) })
+    }
+
+    fn in_force(&self) -> Option<String> {
+        Some(self.types().summary())
     }
 
     fn reload(&self) -> Result<String, String> {
@@ -100,11 +103,11 @@ impl Kind for Interaction {
         ["/v2/events", "/v2/event"].into_iter().for_each(|path| on.accept(path));
         on.report::<Timeline>("/v2/events");
         on.report::<InteractionReport>("/v2/report");
-        on.document("/v2/schema", |kind| kind.in_force().document().to_vec());
+        on.document("/v2/schema", |kind| kind.types().document().to_vec());
     }
 
     fn rules(&self) -> Arc<Types> {
-        self.in_force()
+        self.types()
     }
 
     fn parse<'v>(types: &Arc<Types>, value: Value<'_, 'v>, sent: Sent<'v>) -> Result<InteractionEvent<'v>, Rejection> {
