@@ -15,7 +15,8 @@ use crate::shutdown::Shutdown;
 /// Listens for HTTP, writes what is accepted to Kafka, stores it in ClickHouse and answers reports, until SIGTERM or
 /// SIGINT. Then it stops accepting, answers what is in flight, and ends within http.shutdown_ms_max; a second signal
 /// ends it at once. Kafka or ClickHouse being away does not end it: requests are answered 503 meanwhile, or wait in the
-/// log to be stored. It needs the topic and the tables that `millrace migrate` makes.
+/// log to be stored. It needs the topics and the tables that `millrace migrate` makes. SIGHUP reads the schemas of
+/// interaction.schemas again; the rest of the configuration is read at the start alone.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -24,7 +25,8 @@ Examples:
   millrace run --http-listen 0.0.0.0:8000 --kafka-brokers kafka1:9092,kafka2:9092
   MILLRACE_LOG_LEVEL=debug millrace run
 
-Paths: POST /v1/events, GET /v1/report, GET /health/live, GET /health/ready, GET /metrics
+Paths: POST /v1/events, GET /v1/report, POST and GET /v2/events, GET /v2/report, POST /hits,
+POST and GET /analytics, GET /health/live, GET /health/ready, GET /metrics; GET /v1/ lists all
 
 Exit codes: 0 ended in order, 1 failed, 2 wrong command line or configuration,
 130 or 143 ended by a second signal")]

@@ -74,6 +74,9 @@ pub const REPORT_MS: RangeInclusive<u64> = 100..=300_000;
 /// Events of one range. One insert of at most 1,048,449 rows (ClickHouse's `max_insert_block_size`) makes one part,
 /// which is what makes it atomic; 1,000,000 stays below it.
 pub const RANGE_EVENTS: RangeInclusive<u64> = 1_000..=1_000_000;
+/// New events of one range, in bytes: 128 MiB, and one record more. It is held as columns and as the encoded insert at
+/// once, in each partition; a million captcha events are 61 MB, so that only long events meet this bound.
+pub const RANGE_BYTES_MAX: u64 = 128 * MIB;
 /// How long a range may stay open.
 pub const RANGE_AGE_MS: RangeInclusive<u64> = 10..=60_000;
 /// After how long a claim is given up rather than inserted (see [`DEDUPLICATION_WINDOW`]).

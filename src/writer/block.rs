@@ -7,6 +7,9 @@
 use super::seen::SeenKeys;
 use crate::kinds::{Columns, Counters, Kind};
 
+/// Bytes of an event's place: offset 8, position 4, timestamp 8.
+const PLACE_BYTES: usize = 8 + 4 + 8;
+
 /// The new events of a range.
 ///
 /// The rows' vectors have one entry for each row of `columns`.
@@ -93,6 +96,11 @@ impl<K: Kind> BlockBuilder<K> {
         self.block.new_events()
     }
 
+    /// About how many bytes the new events take in memory; those that are not new are not kept.
+    pub fn bytes(&self) -> usize {
+        self.block.columns.bytes() + self.block.offsets.len() * PLACE_BYTES
+    }
+
     /// The block of all records added.
     pub fn finish(self) -> Block<K> {
         self.block
@@ -125,6 +133,8 @@ mod tests {
         builder.push(8, 80, &events(&[1, 2, 3]), &mut seen);
         builder.push(9, 90, &events(&[4]), &mut seen);
         assert_eq!((builder.events(), builder.new_events()), (12, 6));
+        // A toy takes 2 bytes.
+        assert_eq!(builder.bytes(), 6 * (2 + PLACE_BYTES));
         let block = builder.finish();
         assert_eq!(block.columns, events(&[1, 2, 0, 0, 3, 4]));
         assert_eq!(block.offsets, [5, 5, 5, 5, 5, 9]);

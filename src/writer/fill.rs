@@ -12,6 +12,7 @@ use rdkafka::message::BorrowedMessage;
 use super::block::{Block, BlockBuilder};
 use super::seen::SeenKeys;
 use super::{Settings, WriterObserver};
+use crate::config::limits::RANGE_BYTES_MAX;
 use crate::kinds::{Columns, Kind};
 use crate::log::consume::{Polled, Reader};
 use crate::log::record;
@@ -146,7 +147,8 @@ impl<K: Kind> Filler<K> {
         match through {
             Some(through) => (last >= through).then_some(through),
             None => {
-                let full = open.builder.events() >= self.settings.range_events_max;
+                let full = open.builder.events() >= self.settings.range_events_max
+                    || open.builder.bytes() as u64 >= RANGE_BYTES_MAX;
                 (full || open.since.elapsed() >= self.age_max()).then_some(last)
             }
         }

@@ -1,4 +1,6 @@
 //! `GET /v1/events/{correlation_id}`: the stored events of one captcha, and where in the log and when each was stored.
+//!
+//! It reads one column of all events (0.15 s at 12 million). An index would end that, and was found to cost uploads 8%.
 
 use serde::Serialize;
 

@@ -40,12 +40,8 @@ impl Kind for Captcha {
         values: &["served", "solved"],
         recount_values: &["countIf(type = 'serve')", "countIf(type = 'solve')"],
     };
-    const MIGRATIONS: &'static [Migration] = &[
-        migration!("captcha", 1, "events"),
-        migration!("captcha", 2, "counters"),
-        migration!("captcha", 3, "logs"),
-        migration!("captcha", 4, "lookup"),
-    ];
+    const MIGRATIONS: &'static [Migration] =
+        &[migration!("captcha", 1, "events"), migration!("captcha", 2, "counters"), migration!("captcha", 3, "logs")];
     type Columns = CaptchaColumns;
     type Counters = CaptchaCounters;
     type Event<'v> = CaptchaEvent;
