@@ -138,6 +138,16 @@ pub struct KeySql {
     pub present: &'static str,
 }
 
+impl KeySql {
+    /// For events with an optional `event_id`: lane 0 holds those that were sent, lane 1 those that were made
+    /// (`event_id_origin` 1 and 2).
+    pub const EVENT_ID: KeySql = KeySql {
+        lane: "toUInt8(toInt8(event_id_origin) - 1)",
+        id: "UUIDToNum(event_id)",
+        present: "event_id_origin != 'none'",
+    };
+}
+
 /// What is known of an event besides its value.
 #[derive(Clone, Copy)]
 pub struct Sent<'v> {

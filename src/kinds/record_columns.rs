@@ -1,6 +1,10 @@
 //! Columns out of a record of the log: found by name, and refused unless they have the type that a kind's schema gives them.
+//! And identities on their way into one.
 
-use arrow::array::{Array, FixedSizeBinaryArray, PrimitiveArray, RecordBatch};
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, FixedSizeBinaryArray, PrimitiveArray, RecordBatch};
+use arrow::buffer::Buffer;
 use arrow::datatypes::{ArrowPrimitiveType, Field};
 
 use super::BadRecord;
@@ -30,4 +34,9 @@ pub fn numbers<T: ArrowPrimitiveType>(batch: &RecordBatch, field: &Field) -> Res
 pub fn ids(batch: &RecordBatch, field: &Field) -> Result<Vec<[u8; 16]>, BadRecord> {
     let array: &FixedSizeBinaryArray = column(batch, field)?;
     Ok(array.value_data().as_chunks::<16>().0.to_vec())
+}
+
+/// Identities of 16 bytes as a column, without a copy.
+pub fn id_array(ids: Vec<[u8; 16]>) -> ArrayRef {
+    Arc::new(FixedSizeBinaryArray::new(16, Buffer::from_vec(ids.into_flattened()), None))
 }

@@ -43,8 +43,8 @@ impl<'r> RowBinary<'r> {
         self.bytes::<1>().map(|[byte]| byte)
     }
 
-    /// A String that is UTF-8.
-    pub fn text(&mut self) -> Result<&'r str, String> {
+    /// A String, whatever its bytes are.
+    pub fn string(&mut self) -> Result<&'r [u8], String> {
         let (mut length, mut shift) = (0u64, 0);
         loop {
             let byte = self.u8()?;
@@ -57,9 +57,14 @@ impl<'r> RowBinary<'r> {
                 return Err("a text longer than any".to_owned());
             }
         }
-        let (text, rest) = self.0.split_at_checked(length as usize).ok_or_else(cut)?;
+        let (string, rest) = self.0.split_at_checked(length as usize).ok_or_else(cut)?;
         self.0 = rest;
-        std::str::from_utf8(text).map_err(|error| format!("a text that is not UTF-8: {error}"))
+        Ok(string)
+    }
+
+    /// A String that is UTF-8.
+    pub fn text(&mut self) -> Result<&'r str, String> {
+        std::str::from_utf8(self.string()?).map_err(|error| format!("a text that is not UTF-8: {error}"))
     }
 }
 

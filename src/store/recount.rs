@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::stored::{counters, events};
 use super::{Store, StoreError};
+use crate::kinds::row_binary::RowBinary;
 use crate::kinds::{CountersSql, KeySql, Kind};
 
 /// Events whose keys are compared in one query: about 2 GiB of ClickHouse's memory.
@@ -86,11 +87,11 @@ impl Store {
             in_slice = in_slice(&key, slice, slices),
         );
         let bytes = self.row_binary(&query).await?;
-        let mut rest = bytes.as_ref();
+        let mut rows = RowBinary(&bytes);
         let (mut ledgers, mut counted) = (Vec::new(), Counted::new());
-        while !rest.is_empty() {
-            let ledger = read_ledger(take(&mut rest, LEDGER_BYTES)?);
-            let (name, values) = read_counter(&mut rest, values.len())?;
+        while !rows.is_empty() {
+            let ledger = read_ledger(&mut rows)?;
+            let (name, values) = read_counter(&mut rows, values.len())?;
             if ledger.generation > 0 {
                 ledgers.push(ledger);
             } else {
@@ -119,10 +120,10 @@ impl Store {
             group = key.iter().map(|name| format!("r_{name}")).collect::<Vec<_>>().join(", "),
         );
         let bytes = self.row_binary(&query).await?;
-        let mut rest = bytes.as_ref();
+        let mut rows = RowBinary(&bytes);
         let mut counted = Counted::new();
-        while !rest.is_empty() {
-            counted.extend([read_counter(&mut rest, values.len())?]);
+        while !rows.is_empty() {
+            counted.extend([read_counter(&mut rows, values.len())?]);
         }
         Ok(counted)
     }
@@ -188,33 +189,13 @@ impl Store {
 /// Counters by their name.
 type Counted = BTreeMap<String, Vec<u64>>;
 
-/// generation 4, partition 4, first 8, next 8, offsets 8, new events 8.
-const LEDGER_BYTES: usize = 40;
-
-/// The next bytes of an answer in RowBinary.
-fn take<'r>(rest: &mut &'r [u8], bytes: usize) -> Result<&'r [u8], StoreError> {
-    let (taken, left) =
-        rest.split_at_checked(bytes).ok_or_else(|| StoreError::Unreadable("the counters end within a row".into()))?;
-    *rest = left;
-    Ok(taken)
-}
-
-/// A counter's name (a String) and its values.
-fn read_counter(rest: &mut &[u8], values: usize) -> Result<(String, Vec<u64>), StoreError> {
-    let (mut length, mut shift) = (0, 0);
-    loop {
-        let byte = take(rest, 1)?[0];
-        length |= usize::from(byte & 0x7f) << shift;
-        shift += 7;
-        if byte < 0x80 {
-            break;
-        }
-        if shift > 28 {
-            return Err(StoreError::Unreadable("a counter's name is longer than any".into()));
-        }
-    }
-    let name = String::from_utf8_lossy(take(rest, length)?).into_owned();
-    Ok((name, read_values(take(rest, 8 * values)?)))
+/// A counter's name and its values.
+fn read_counter(rows: &mut RowBinary<'_>, values: usize) -> Result<(String, Vec<u64>), StoreError> {
+    let mut read = || {
+        let name = String::from_utf8_lossy(rows.string()?).into_owned();
+        Ok((name, (0..values).map(|_| rows.u64()).collect::<Result<_, _>>()?))
+    };
+    read().map_err(StoreError::Unreadable)
 }
 
 /// The condition for one slice of the counters.
@@ -222,21 +203,18 @@ fn in_slice(key: &str, slice: u64, slices: u64) -> String {
     format!("cityHash64({key}) % {slices} = {slice}")
 }
 
-fn read_ledger(bytes: &[u8]) -> Ledger {
-    let long = |at: usize| i64::from_le_bytes(std::array::from_fn(|index| bytes[at + index]));
-    let short = |at: usize| u32::from_le_bytes(std::array::from_fn(|index| bytes[at + index]));
-    Ledger {
-        generation: short(0),
-        partition: short(4),
-        first: long(8),
-        next: long(16),
-        offsets: long(24),
-        new_events: long(32) as u64,
-    }
-}
-
-fn read_values(bytes: &[u8]) -> Vec<u64> {
-    bytes.chunks_exact(8).map(|value| u64::from_le_bytes(std::array::from_fn(|index| value[index]))).collect()
+fn read_ledger(rows: &mut RowBinary<'_>) -> Result<Ledger, StoreError> {
+    let mut read = || {
+        Ok(Ledger {
+            generation: rows.u32()?,
+            partition: rows.u32()?,
+            first: rows.i64()?,
+            next: rows.i64()?,
+            offsets: rows.i64()?,
+            new_events: rows.u64()?,
+        })
+    };
+    read().map_err(StoreError::Unreadable)
 }
 
 fn sums(values: &[&str]) -> String {

@@ -13,13 +13,12 @@
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{ArrayRef, FixedSizeBinaryArray, Int8Array, RecordBatch, TimestampMicrosecondArray};
-use arrow::buffer::Buffer;
+use arrow::array::{ArrayRef, Int8Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Int8Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType};
 
 use super::parse::{CaptchaEvent, CaptchaType};
 use crate::kinds::instant::INSTANTS_US;
-use crate::kinds::record_columns::{ids, numbers};
+use crate::kinds::record_columns::{id_array, ids, numbers};
 use crate::kinds::{BadRecord, Columns};
 
 /// Bytes of one event: 8 for the time, 1 for the type, 16 for each identity.
@@ -99,14 +98,11 @@ impl Columns for CaptchaColumns {
     }
 
     fn into_batch(self) -> RecordBatch {
-        let ids = |ids: Vec<[u8; 16]>| -> ArrayRef {
-            Arc::new(FixedSizeBinaryArray::new(16, Buffer::from_vec(ids.into_flattened()), None))
-        };
         let columns: Vec<ArrayRef> = vec![
             Arc::new(TimestampMicrosecondArray::from(self.times_us).with_timezone("UTC")),
             Arc::new(Int8Array::from(self.types)),
-            ids(self.correlation_ids),
-            ids(self.site_ids),
+            id_array(self.correlation_ids),
+            id_array(self.site_ids),
         ];
         RecordBatch::try_new(Self::schema(), columns).expect("the columns have the schema's types and one length")
     }
@@ -131,7 +127,8 @@ impl Columns for CaptchaColumns {
 mod tests {
     use super::*;
     use crate::dice::Dice;
-    use arrow::array::{Array as _, Int32Array, StringArray, TimestampMillisecondArray};
+    use arrow::array::{Array as _, FixedSizeBinaryArray, Int32Array, StringArray, TimestampMillisecondArray};
+    use arrow::buffer::Buffer;
 
     pub(super) fn random_event(dice: &mut Dice) -> CaptchaEvent {
         CaptchaEvent {

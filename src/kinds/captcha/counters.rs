@@ -8,8 +8,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{ArrayRef, Date32Array, FixedSizeBinaryArray, RecordBatch, UInt64Array};
-use arrow::buffer::Buffer;
+use arrow::array::{ArrayRef, Date32Array, RecordBatch, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use hashbrown::HashMap;
 
@@ -17,6 +16,7 @@ use super::columns::CaptchaColumns;
 use super::parse::CaptchaType;
 use crate::kinds::Counters;
 use crate::kinds::instant::day_of;
+use crate::kinds::record_columns::id_array;
 
 static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     Arc::new(Schema::new(vec![
@@ -57,7 +57,7 @@ impl Counters<CaptchaColumns> for CaptchaCounters {
         let sites: Vec<[u8; 16]> = rows.iter().map(|(key, _)| key.1).collect();
         let columns: Vec<ArrayRef> = vec![
             Arc::new(Date32Array::from_iter_values(rows.iter().map(|(key, _)| key.0))),
-            Arc::new(FixedSizeBinaryArray::new(16, Buffer::from_vec(sites.into_flattened()), None)),
+            id_array(sites),
             Arc::new(UInt64Array::from_iter_values(rows.iter().map(|(_, count)| count.served))),
             Arc::new(UInt64Array::from_iter_values(rows.iter().map(|(_, count)| count.solved))),
         ];

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::parse::CaptchaType;
 use crate::kinds::excerpt::quote;
 use crate::kinds::instant::{write_instant_ms, write_instant_us};
+use crate::kinds::row_binary::RowBinary;
 use crate::kinds::uuid_text::{parse_uuid, write_uuid};
 use crate::kinds::{Question, Rendered, Report, Tables};
 use crate::query_string;
@@ -19,9 +20,6 @@ pub struct CaptchaLookup;
 const SELECT: &str = "toUnixTimestamp64Micro(time), toInt8(type), UUIDToNum(correlation_id), UUIDToNum(site_id), \
                       toUnixTimestamp64Milli(accepted_at), toUnixTimestamp64Milli(stored_at), \
                       log_generation, log_partition, log_offset, log_position";
-
-/// Int64, Int8, two FixedString(16), two Int64, two UInt32, Int64, UInt32.
-const ROW_BYTES: usize = 8 + 1 + 16 + 16 + 8 + 8 + 4 + 4 + 8 + 4;
 
 #[derive(Serialize)]
 struct Events {
@@ -65,29 +63,29 @@ impl Report for CaptchaLookup {
     }
 
     fn render(id: &[u8; 16], rows: &[u8]) -> Result<Rendered, String> {
-        let (rows, []) = rows.as_chunks::<ROW_BYTES>() else {
-            return Err(format!("{} bytes are no whole number of rows of {ROW_BYTES} bytes", rows.len()));
-        };
         if rows.is_empty() {
             let id = text(&write_uuid(id));
             return Ok(Rendered::NotFound(format!(
                 "no stored event has the correlation_id {id} (one that was just accepted is stored within a second)"
             )));
         }
-        let events = rows.iter().map(event).collect::<Result<_, _>>()?;
+        let mut rows = RowBinary(rows);
+        let mut events = Vec::new();
+        while !rows.is_empty() {
+            events.push(event(&mut rows)?);
+        }
         let mut json = serde_json::to_vec(&Events { events }).map_err(|error| error.to_string())?;
         json.push(b'\n');
         Ok(Rendered::Json(json))
     }
 }
 
-fn event(row: &[u8; ROW_BYTES]) -> Result<Event, String> {
-    let mut rest = &row[..];
-    let time = i64::from_le_bytes(take(&mut rest));
-    let [number] = take::<1>(&mut rest);
+fn event(rows: &mut RowBinary<'_>) -> Result<Event, String> {
+    let time = rows.i64()?;
+    let number = rows.u8()?;
     let captcha_type = CaptchaType::from_number(number as i8).ok_or_else(|| format!("there is no type {number}"))?;
-    let (correlation_id, site_id) = (take(&mut rest), take(&mut rest));
-    let (accepted_at, stored_at) = (i64::from_le_bytes(take(&mut rest)), i64::from_le_bytes(take(&mut rest)));
+    let (correlation_id, site_id) = (rows.bytes()?, rows.bytes()?);
+    let (accepted_at, stored_at) = (rows.i64()?, rows.i64()?);
     Ok(Event {
         time: write_instant_us(time),
         r#type: match captcha_type {
@@ -98,17 +96,11 @@ fn event(row: &[u8; ROW_BYTES]) -> Result<Event, String> {
         site_id: text(&write_uuid(&site_id)),
         accepted_at: write_instant_ms(accepted_at),
         stored_at: write_instant_ms(stored_at),
-        generation: u32::from_le_bytes(take(&mut rest)),
-        partition: u32::from_le_bytes(take(&mut rest)),
-        offset: i64::from_le_bytes(take(&mut rest)),
-        position: u32::from_le_bytes(take(&mut rest)),
+        generation: rows.u32()?,
+        partition: rows.u32()?,
+        offset: rows.i64()?,
+        position: rows.u32()?,
     })
-}
-
-fn take<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
-    let (head, left) = rest.split_first_chunk::<N>().expect("a row has ROW_BYTES bytes");
-    *rest = left;
-    *head
 }
 
 fn text(ascii: &[u8]) -> String {

@@ -14,15 +14,13 @@
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{
-    Array, ArrayRef, FixedSizeBinaryArray, Int8Array, RecordBatch, StringArray, TimestampMillisecondArray,
-};
+use arrow::array::{Array, ArrayRef, Int8Array, RecordBatch, StringArray, TimestampMillisecondArray};
 use arrow::buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, Int8Type, Schema, SchemaRef, TimeUnit, TimestampMillisecondType};
 
 use super::parse::{HitAction, HitEvent, HitId};
 use super::{INSTANTS_MS, USER_BYTES_MAX};
-use crate::kinds::record_columns::{column, ids, numbers};
+use crate::kinds::record_columns::{column, id_array, ids, numbers};
 use crate::kinds::{BadRecord, Columns};
 
 /// Bytes of one event besides its user's name: 8 for the time, 4 for where the name ends, 1 for the action, 16 and 1 for
@@ -154,7 +152,7 @@ impl Columns for HitColumns {
             Arc::new(TimestampMillisecondArray::from(self.timestamps_ms).with_timezone("UTC")),
             Arc::new(StringArray::new(offsets, Buffer::from_vec(self.user_text.into_bytes()), None)),
             Arc::new(Int8Array::from(self.actions)),
-            Arc::new(FixedSizeBinaryArray::new(16, Buffer::from_vec(self.event_ids.into_flattened()), None)),
+            id_array(self.event_ids),
             Arc::new(Int8Array::from(self.origins)),
         ];
         RecordBatch::try_new(Self::schema(), columns).expect("the columns have the schema's types and one length")
@@ -212,7 +210,9 @@ mod tests {
     use crate::dice::Dice;
     use crate::kinds::hit::Hit;
     use crate::log::record::{decode, encode};
-    use arrow::array::{Int32Array, LargeStringArray, StringViewArray, TimestampMicrosecondArray};
+    use arrow::array::{
+        FixedSizeBinaryArray, Int32Array, LargeStringArray, StringViewArray, TimestampMicrosecondArray,
+    };
 
     fn random_event(dice: &mut Dice) -> HitEvent<'static> {
         let users = ["a", "anna", "ä😀", "a name with spaces"];

@@ -12,8 +12,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{ArrayRef, FixedSizeBinaryArray, RecordBatch, UInt32Array, UInt64Array};
-use arrow::buffer::Buffer;
+use arrow::array::{ArrayRef, RecordBatch, UInt32Array, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use hashbrown::HashMap;
 use siphasher::sip128::SipHasher24;
@@ -22,6 +21,7 @@ use super::columns::HitColumns;
 use super::hour_of;
 use super::parse::HitAction;
 use crate::kinds::Counters;
+use crate::kinds::record_columns::id_array;
 
 static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     Arc::new(Schema::new(vec![
@@ -71,7 +71,7 @@ impl Counters<HitColumns> for HitCounters {
         let hashes: Vec<[u8; 16]> = rows.iter().map(|((_, hash), _)| hash.to_le_bytes()).collect();
         let columns: Vec<ArrayRef> = vec![
             Arc::new(UInt32Array::from_iter_values(rows.iter().map(|((hour, _), _)| *hour))),
-            Arc::new(FixedSizeBinaryArray::new(16, Buffer::from_vec(hashes.into_flattened()), None)),
+            id_array(hashes),
             Arc::new(UInt64Array::from_iter_values(rows.iter().map(|(_, count)| count.clicks))),
             Arc::new(UInt64Array::from_iter_values(rows.iter().map(|(_, count)| count.impressions))),
         ];

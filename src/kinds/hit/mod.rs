@@ -49,11 +49,7 @@ impl Kind for Hit {
     const SCHEMA_VERSION: u16 = 1;
     /// Lane 0 holds the identities that were sent, lane 1 those that were made from an `Idempotency-Key`.
     const KEY_LANES: u8 = 2;
-    const KEY_SQL: KeySql = KeySql {
-        lane: "toUInt8(toInt8(event_id_origin) - 1)",
-        id: "UUIDToNum(event_id)",
-        present: "event_id_origin != 'none'",
-    };
+    const KEY_SQL: KeySql = KeySql::EVENT_ID;
     const COUNTERS_SQL: CountersSql = CountersSql {
         key: &["hour", "user_hash"],
         recount_key: &[

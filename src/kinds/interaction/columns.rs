@@ -15,15 +15,13 @@
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{
-    Array, ArrayRef, FixedSizeBinaryArray, Int8Array, LargeStringArray, RecordBatch, TimestampMicrosecondArray,
-};
+use arrow::array::{Array, ArrayRef, Int8Array, LargeStringArray, RecordBatch, TimestampMicrosecondArray};
 use arrow::buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, Int8Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType};
 
 use super::parse::{InteractionEvent, Origin, text_fault};
 use crate::kinds::instant::INSTANTS_US;
-use crate::kinds::record_columns::{column, ids, numbers};
+use crate::kinds::record_columns::{column, id_array, ids, numbers};
 use crate::kinds::{BadRecord, Columns, Key, excerpt};
 
 /// Bytes of one event beside its texts: 8 for the time, 16 for each identity, 1 for the origin, 8 for the end of each text.
@@ -116,16 +114,13 @@ impl Columns for InteractionColumns {
     }
 
     fn into_batch(self) -> RecordBatch {
-        let ids = |ids: Vec<[u8; 16]>| -> ArrayRef {
-            Arc::new(FixedSizeBinaryArray::new(16, Buffer::from_vec(ids.into_flattened()), None))
-        };
         let columns: Vec<ArrayRef> = vec![
             Arc::new(TimestampMicrosecondArray::from(self.timestamps_us).with_timezone("UTC")),
-            ids(self.session_ids),
+            id_array(self.session_ids),
             self.categories.into_array(),
             self.names.into_array(),
             self.data.into_array(),
-            ids(self.event_ids),
+            id_array(self.event_ids),
             Arc::new(Int8Array::from(self.origins)),
         ];
         RecordBatch::try_new(Self::schema(), columns).expect("the columns have the schema's types and one length")
@@ -246,7 +241,7 @@ impl Texts {
 mod tests {
     use super::*;
     use crate::dice::Dice;
-    use arrow::array::{Int32Array, StringArray};
+    use arrow::array::{FixedSizeBinaryArray, Int32Array, StringArray};
     use arrow::ipc::reader::StreamReader;
     use arrow::ipc::writer::StreamWriter;
 

@@ -54,11 +54,7 @@ impl Kind for Interaction {
     const SCHEMA_VERSION: u16 = 1;
     /// Lane 0 holds the ids that were sent, lane 1 those that were made.
     const KEY_LANES: u8 = 2;
-    const KEY_SQL: KeySql = KeySql {
-        lane: "toUInt8(toInt8(event_id_origin) - 1)",
-        id: "UUIDToNum(event_id)",
-        present: "event_id_origin != 'none'",
-    };
+    const KEY_SQL: KeySql = KeySql::EVENT_ID;
     const COUNTERS_SQL: CountersSql = CountersSql {
         key: &["day", "category", "name"],
         recount_key: &["toDate32(timestamp)", "category", "name"],
