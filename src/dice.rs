@@ -40,6 +40,18 @@ impl Dice {
         &choices[self.below(choices.len())]
     }
 
+    /// Changes, adds or removes up to two bytes of a text; what comes in is one of `pool`.
+    pub fn damage(&mut self, text: &mut Vec<u8>, pool: &[u8]) {
+        for _ in 0..self.below(3) {
+            let at = self.below(text.len());
+            match self.below(3) {
+                0 => text[at] = *self.pick(pool),
+                1 => text.insert(at, *self.pick(pool)),
+                _ => drop(text.remove(at)),
+            }
+        }
+    }
+
     /// 16 random bytes.
     pub fn id(&mut self) -> [u8; 16] {
         (u128::from(self.any()) << 64 | u128::from(self.any())).to_be_bytes()

@@ -49,6 +49,8 @@ class Kafka:
             "-XX:+UseG1GC",
             "-XX:MaxGCPauseMillis=20",
             "-XX:InitiatingHeapOccupancyPercent=35",
+            # Half a region is the longest object that G1 keeps with others; a request of full records is longer than half a MiB.
+            "-XX:G1HeapRegionSize=8m",
             "-XX:+ExitOnOutOfMemoryError",
             *self._logging(),
             "-cp",

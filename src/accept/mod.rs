@@ -67,6 +67,12 @@ impl AcceptOptions {
     }
 }
 
+/// From here on a body's events are given room before they are read.
+const LARGE_BODY_BYTES: usize = 64 << 10;
+
+/// What an event takes of a large body, about: few are shorter, and longer ones leave room unused, and untouched.
+const EVENT_TEXT_BYTES: usize = 128;
+
 /// Whether there is room for another request, asked before its body is read.
 pub type Overload = Box<dyn Fn() -> Result<(), Fault> + Send + Sync>;
 
@@ -102,6 +108,9 @@ impl<K: Kind> Acceptor<K> {
     /// Takes a body apart.
     fn take_in(&self, head: &Head<'_>, body: &[u8]) -> Intake<'_, K> {
         let mut intake = Intake::new(self, head);
+        if body.len() >= LARGE_BODY_BYTES {
+            intake.reserve(body.len());
+        }
         let mut parser = self.parsers.take();
         let mut pace = Pace::new(pause);
         each_value(body, self.options.event_bytes_max, &mut parser, &mut pace, &mut intake);
@@ -168,8 +177,7 @@ impl<K: Kind> Endpoint for Acceptor<K> {
 struct Intake<'a, K: Kind> {
     acceptor: &'a Acceptor<K>,
     rules: K::Rules,
-    key_maker: Option<KeyMaker>,
-    received_us: i64,
+    request: Request,
     peer: SocketAddr,
     /// One for each partition, in order.
     partitions: Vec<K::Columns>,
@@ -183,12 +191,35 @@ impl<'a, K: Kind> Intake<'a, K> {
         Intake {
             acceptor,
             rules: acceptor.kind.rules(),
-            key_maker: head.idempotency_key.map(KeyMaker::new),
-            received_us: now_us(),
+            request: Request { received_us: now_us(), key_maker: head.idempotency_key.map(KeyMaker::new) },
             peer: head.peer,
             partitions,
             tally: Tally::default(),
         }
+    }
+}
+
+impl<K: Kind> Intake<'_, K> {
+    /// Makes room for the events of so long a body, which fall evenly into the partitions.
+    fn reserve(&mut self, body_bytes: usize) {
+        let share = body_bytes / self.partitions.len();
+        for columns in &mut self.partitions {
+            columns.reserve(share / EVENT_TEXT_BYTES, share / 2);
+        }
+    }
+}
+
+/// What is known of a request beside its body.
+struct Request {
+    received_us: i64,
+    key_maker: Option<KeyMaker>,
+}
+
+impl Request {
+    /// What is known of one of its events.
+    #[inline]
+    fn sent<'v>(&'v self, raw: &'v [u8], position: u64) -> Sent<'v> {
+        Sent { raw, received_us: self.received_us, position, key_maker: self.key_maker.as_ref() }
     }
 }
 
@@ -206,10 +237,18 @@ fn now_us() -> i64 {
 
 impl<K: Kind> Visit for Intake<'_, K> {
     #[inline]
+    fn plain(&mut self, raw: &[u8]) -> bool {
+        let event = K::parse_plain(&self.rules, self.request.sent(raw, self.tally.found()));
+        event.is_some_and(|event| {
+            push_event::<K>(&mut self.partitions, &event);
+            self.tally.accept();
+            true
+        })
+    }
+
+    #[inline]
     fn value(&mut self, line: u64, raw: &[u8], value: tape::Value<'_, '_>) {
-        let key_maker = self.key_maker.as_ref();
-        let sent = Sent { raw, received_us: self.received_us, position: self.tally.found(), key_maker };
-        let rejection = match K::parse(&self.rules, value, sent) {
+        let rejection = match K::parse(&self.rules, value, self.request.sent(raw, self.tally.found())) {
             Ok(event) => {
                 push_event::<K>(&mut self.partitions, &event);
                 self.tally.accept();

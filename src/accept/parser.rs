@@ -236,14 +236,7 @@ mod tests {
         let mut good = 0;
         for _ in 0..300_000 {
             let mut text = dice.pick(&seeds).as_bytes().to_vec();
-            for _ in 0..dice.below(3) {
-                let at = dice.below(text.len());
-                match dice.below(3) {
-                    0 => text[at] = *dice.pick(pool),
-                    1 => text.insert(at, *dice.pick(pool)),
-                    _ => drop(text.remove(at)),
-                }
-            }
+            dice.damage(&mut text, pool);
             let Some(start) = text.iter().position(|byte| !is_blank(*byte)) else { continue };
             let whole = std::str::from_utf8(&text).is_ok()
                 && match extent(&text, start, &mut depth, &mut Pace::new(|| ())) {

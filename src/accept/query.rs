@@ -3,7 +3,7 @@
 use super::rejects::Rejected;
 use super::{Acceptor, Intake, push_event};
 use crate::exchange::{Answer, Fault, Head};
-use crate::kinds::{QueryEvents, Rejection, Sent};
+use crate::kinds::{QueryEvents, Rejection};
 
 /// The code of a query that is no event, for the rejects and the metrics.
 const BAD_PARAMETER: &str = "bad_parameter";
@@ -19,9 +19,7 @@ impl<K: QueryEvents> Acceptor<K> {
     pub fn answer_query(&self, head: &Head<'_>) -> Answer {
         let query = head.query.unwrap_or_default();
         let mut intake = Intake::new(self, head);
-        let key_maker = intake.key_maker.as_ref();
-        let sent = Sent { raw: query.as_bytes(), received_us: intake.received_us, position: 0, key_maker };
-        let message = match K::from_query(&intake.rules, query, sent) {
+        let message = match K::from_query(&intake.rules, query, intake.request.sent(query.as_bytes(), 0)) {
             Ok(event) => {
                 push_event::<K>(&mut intake.partitions, &event);
                 intake.tally.accept();

@@ -405,14 +405,7 @@ mod tests {
         let (mut good, mut bad) = (0, 0);
         for _ in 0..200_000 {
             let mut text = dice.pick(&seeds).as_bytes().to_vec();
-            for _ in 0..dice.below(3) {
-                let at = dice.below(text.len());
-                match dice.below(3) {
-                    0 => text[at] = *dice.pick(pool),
-                    1 => text.insert(at, *dice.pick(pool)),
-                    _ => drop(text.remove(at)),
-                }
-            }
+            dice.damage(&mut text, pool);
             let start = text.iter().position(|byte| !is_blank(*byte)).unwrap();
             let whole = match extent(&text, start, &mut Depth::default(), &mut Pace::new(|| ())) {
                 Extent::Complete(end) => text[end..].iter().all(|byte| is_blank(*byte)),

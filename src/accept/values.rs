@@ -41,6 +41,9 @@ const EXCERPT_BYTES_MAX: usize = excerpt::EXCERPT_CHARS_MAX * 4 + 1;
 
 /// What is done with the values.
 pub trait Visit {
+    /// Takes a value that is written the way that almost all are, straight from its bytes; `false` leaves it to be read
+    /// as JSON.
+    fn plain(&mut self, raw: &[u8]) -> bool;
     /// A JSON value, at its line (or index).
     fn value(&mut self, line: u64, raw: &[u8], value: tape::Value<'_, '_>);
     /// Text that was refused: code [`BAD_JSON`], or [`TOO_LONG`] for a value that is not looked into.
@@ -94,7 +97,8 @@ impl<V: Visit> Split<'_, V> {
     #[inline]
     fn one_value(&mut self, raw: &[u8]) -> bool {
         let (line, visit) = (self.line, &mut *self.visit);
-        raw.len() <= self.event_bytes_max && self.parser.parse(raw, |value| visit.value(line, raw, value)).is_some()
+        raw.len() <= self.event_bytes_max
+            && (visit.plain(raw) || self.parser.parse(raw, |value| visit.value(line, raw, value)).is_some())
     }
 
     /// The line that ends at `end` is not one value: takes, from `at` on, what values there are, until one of them ends
@@ -216,7 +220,7 @@ impl<V: Visit> Split<'_, V> {
         }
         self.pace.work(raw.len());
         let visit = &mut *self.visit;
-        if self.parser.parse_valid(raw, |value| visit.value(index, raw, value)).is_none() {
+        if !visit.plain(raw) && self.parser.parse_valid(raw, |value| visit.value(index, raw, value)).is_none() {
             // As in `complete`: nothing is known that gets here.
             self.visit.refused(index, raw, bad_json(format!("not JSON: found {}", excerpt::raw(raw))));
         }
@@ -340,6 +344,9 @@ mod tests {
     }
 
     impl Visit for List {
+        fn plain(&mut self, _: &[u8]) -> bool {
+            false
+        }
         fn value(&mut self, line: u64, raw: &[u8], _: tape::Value<'_, '_>) {
             self.found.push(Value(line, String::from_utf8(raw.to_vec()).unwrap()));
         }

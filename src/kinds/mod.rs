@@ -14,6 +14,7 @@ pub mod json_text;
 pub mod made_key;
 pub mod migrations;
 pub mod parameters;
+pub mod plain;
 pub mod record_columns;
 pub mod row_binary;
 pub mod uuid_text;
@@ -96,6 +97,9 @@ pub trait Columns: Default + Send + 'static {
     /// About how many bytes some of them take. To be told in constant time; for one event at most its text's length in
     /// the request and [`EVENT_COLUMNS_BYTES`](crate::config::limits::EVENT_COLUMNS_BYTES).
     fn bytes_of(&self, rows: std::ops::Range<usize>) -> usize;
+    /// Makes room for so many events more, of about so many bytes altogether (as [`Columns::bytes`] tells them): what
+    /// grows bit by bit is moved again and again.
+    fn reserve(&mut self, _rows: usize, _bytes: usize) {}
     /// Adds events of `from`, in order: the rows `rows.start..rows.end`.
     fn append(&mut self, from: &Self, rows: std::ops::Range<usize>);
     /// The columns of a record of the log.
@@ -213,6 +217,11 @@ pub trait Kind: Send + Sync + Sized + 'static {
         value: simd_json::tape::Value<'_, 'v>,
         sent: Sent<'v>,
     ) -> Result<Self::Event<'v>, Rejection>;
+    /// The event of a value (`sent.raw`) that is written the way that almost all are, without a JSON parser (see [`plain`]).
+    /// `None` leaves the value to `parse`, which would give the same event.
+    fn parse_plain<'v>(_rules: &Self::Rules, _sent: Sent<'v>) -> Option<Self::Event<'v>> {
+        None
+    }
     /// The bytes that decide on the partition (see [`partition_of`]).
     fn partition_key<'e>(event: &'e Self::Event<'_>) -> &'e [u8];
     /// Adds an event to columns.

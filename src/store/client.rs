@@ -128,13 +128,13 @@ impl Store {
         bounded(self.read_timeout, reading).await
     }
 
-    /// Inserts one block into a table: `arrow` is a whole Arrow IPC stream with one record batch of at most a million
-    /// rows, which all fall into one partition of the table; `token` names it, so that a repetition is dropped.
+    /// Inserts one block into a table: the pieces of `arrow` are a whole Arrow IPC stream with one record batch of at most
+    /// a million rows, which all fall into one partition of the table; `token` names it, so that a repetition is dropped.
     ///
     /// After an error other than [`StoreError::Refused`] the block may have arrived all the same. The body is sent as it
     /// is: on one machine LZ4 took twice the time (0.35 s instead of 0.16 s for 500,000 events of 81 bytes) and 0.09
     /// CPU seconds more for each million; what a slow network needs belongs into the Arrow stream.
-    pub async fn insert(&self, table: &str, token: &str, arrow: Bytes) -> Result<(), StoreError> {
+    pub async fn insert(&self, table: &str, token: &str, arrow: &[Bytes]) -> Result<(), StoreError> {
         let sql = format!("INSERT INTO {} FORMAT ArrowStream", self.table(table));
         let client = self.client.clone().with_compression(Compression::None);
         let mut insert = client.insert_formatted_with(sql).with_setting("insert_deduplication_token", token);
@@ -144,7 +144,9 @@ impl Store {
         let seconds = self.insert_timeout.as_millis().div_ceil(1000).to_string();
         let mut insert = insert.with_setting("max_execution_time", seconds);
         bounded(self.insert_timeout, async move {
-            insert.send(arrow).await?;
+            for piece in arrow {
+                insert.send(piece.clone()).await?;
+            }
             insert.end().await
         })
         .await

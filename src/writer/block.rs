@@ -49,12 +49,19 @@ pub struct BlockBuilder<K: Kind> {
 impl<K: Kind> BlockBuilder<K> {
     /// A block without records.
     pub fn new() -> BlockBuilder<K> {
+        BlockBuilder::with_room(0, 0)
+    }
+
+    /// A block without records that has room for so many new events, of so many bytes as columns.
+    pub fn with_room(rows: usize, bytes: usize) -> BlockBuilder<K> {
+        let mut columns = K::Columns::default();
+        columns.reserve(rows, bytes);
         BlockBuilder {
             block: Block {
-                columns: K::Columns::default(),
-                offsets: Vec::new(),
-                positions: Vec::new(),
-                timestamps_ms: Vec::new(),
+                columns,
+                offsets: Vec::with_capacity(rows),
+                positions: Vec::with_capacity(rows),
+                timestamps_ms: Vec::with_capacity(rows),
                 counters: K::Counters::default(),
                 events: 0,
             },

@@ -17,12 +17,14 @@ use crate::kinds::{Columns, Kind};
 use crate::log::consume::{Polled, Reader};
 use crate::log::record;
 
-/// The longest that one poll waits.
+/// The longest that one poll waits while no range is open.
 const POLL_MAX: Duration = Duration::from_millis(100);
-/// A range with this many events is under load: at the usual age of 200 ms, 80,000 events/s in one partition.
-const LARGE_EVENTS: u64 = 16_384;
-/// Such a range may stay open so many times longer.
-const LARGE_PATIENCE: u32 = 4;
+/// How many times longer a range may stay open once it holds so many events. One with 16,384 is under load: at the usual
+/// age of 200 ms that is 80,000 events/s in one partition. What a range costs beside its events (its counters are up to a
+/// row for each site and day, and each insert makes a part that is merged) is the less, the more it holds.
+const PATIENCE: [(u64, u32); 3] = [(65_536, 10), (16_384, 4), (0, 1)];
+/// What was shown patience is stored when nothing has come for this long.
+const LULL: Duration = Duration::from_millis(50);
 /// How often a problem of the reader is logged.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
@@ -56,6 +58,8 @@ struct Open<K: Kind> {
     /// The last offset in it.
     last: Option<i64>,
     since: Instant,
+    /// Nothing has come for a [`LULL`].
+    in_a_lull: bool,
 }
 
 /// Builds blocks from a partition's records.
@@ -69,13 +73,25 @@ pub struct Filler<K: Kind> {
     /// A record that was read and belongs to the next block.
     stash: Option<Decoded<K::Columns>>,
     open: Option<Open<K>>,
+    /// New events of the last block, and their bytes: the next one is given as much room.
+    room: (usize, usize),
     complained: Option<Instant>,
 }
 
 impl<K: Kind> Filler<K> {
     /// A filler with the partition's reader.
     pub fn new(reader: Reader, partition: u32, settings: Settings, observer: Arc<dyn WriterObserver>) -> Filler<K> {
-        Filler { reader, partition, settings, observer, reads_at: None, stash: None, open: None, complained: None }
+        Filler {
+            reader,
+            partition,
+            settings,
+            observer,
+            reads_at: None,
+            stash: None,
+            open: None,
+            room: (0, 0),
+            complained: None,
+        }
     }
 
     /// Forgets what was read and is not in a finished block: the next block starts afresh.
@@ -102,7 +118,10 @@ impl<K: Kind> Filler<K> {
                 None => match self.next_record()? {
                     Some(record) => record,
                     None if self.is_empty() => return Ok(None),
-                    None => continue,
+                    None => {
+                        self.open.iter_mut().for_each(|open| open.in_a_lull = true);
+                        continue;
+                    }
                 },
             };
             if let Some(last) = self.ends_before(&record, through) {
@@ -113,6 +132,7 @@ impl<K: Kind> Filler<K> {
                 open.since = if open.last.is_none() { Instant::now() } else { open.since };
                 open.builder.push(record.offset, record.timestamp_ms, &record.columns, seen);
                 open.last = Some(record.offset);
+                open.in_a_lull = false;
             }
         }
         Ok(None)
@@ -120,7 +140,8 @@ impl<K: Kind> Filler<K> {
 
     fn begin(&mut self, from: i64) -> Result<(), FillError> {
         if self.open.as_ref().is_none_or(|open| open.from != from) {
-            self.open = Some(Open { from, builder: BlockBuilder::new(), last: None, since: Instant::now() });
+            let builder = BlockBuilder::with_room(self.room.0, self.room.1);
+            self.open = Some(Open { from, builder, last: None, since: Instant::now(), in_a_lull: false });
         }
         let next = self.stash.as_ref().map(|record| record.offset).or(self.reads_at);
         let standing = self.open.as_ref().and_then(|open| open.last).map_or(from, |last| last + 1);
@@ -149,7 +170,8 @@ impl<K: Kind> Filler<K> {
             None => {
                 let full = open.builder.events() >= self.settings.range_events_max
                     || open.builder.bytes() as u64 >= RANGE_BYTES_MAX;
-                (full || open.since.elapsed() >= self.age_max()).then_some(last)
+                let age_max = if open.in_a_lull { self.settings.range_age_max } else { self.age_max() };
+                (full || open.since.elapsed() >= age_max).then_some(last)
             }
         }
     }
@@ -167,16 +189,18 @@ impl<K: Kind> Filler<K> {
         }
     }
 
-    /// How long the open block may stay open: longer under load, when each range holds much and fewer of them cost less
-    /// (a range's counters are up to one row for each site and day).
+    /// How long the open block may stay open: longer under load (see [`PATIENCE`]).
     fn age_max(&self) -> Duration {
-        let large = self.open.as_ref().is_some_and(|open| open.builder.events() >= LARGE_EVENTS);
-        self.settings.range_age_max * if large { LARGE_PATIENCE } else { 1 }
+        let events = self.open.as_ref().map_or(0, |open| open.builder.events());
+        let patience = PATIENCE.iter().find(|(events_min, _)| events >= *events_min).map_or(1, |(_, times)| *times);
+        self.settings.range_age_max * patience
     }
 
     fn finish(&mut self, last: i64) -> Option<Filled<K>> {
         let open = self.open.take()?;
-        Some(Filled { block: open.builder.finish(), last })
+        let block = open.builder.finish();
+        self.room = (block.offsets.len(), block.columns.bytes());
+        Some(Filled { block, last })
     }
 
     /// The next record; `None` when nothing came within a moment, or before the open block is old enough.
@@ -185,7 +209,7 @@ impl<K: Kind> Filler<K> {
             Some(open) if open.last.is_some() => self.age_max().saturating_sub(open.since.elapsed()),
             _ => POLL_MAX,
         };
-        let failure = match self.reader.poll(age_left.min(POLL_MAX)) {
+        let failure = match self.reader.poll(age_left.min(if self.is_empty() { POLL_MAX } else { LULL })) {
             Polled::Record(message) => {
                 let decoded = decode::<K>(&message, self.partition, &*self.observer);
                 self.reads_at = Some(decoded.offset + 1);

@@ -13,7 +13,7 @@ use arrow::buffer::Buffer;
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::error::ArrowError;
-use arrow::ipc::writer::StreamWriter;
+use arrow::ipc::writer::StreamEncoder;
 use bytes::Bytes;
 
 use super::block::Block;
@@ -21,11 +21,14 @@ use super::claim::Range;
 use crate::kinds::instant::{DAY_US, DAYS, civil_from_days};
 use crate::kinds::{Columns, Counters, Kind};
 
+/// Pieces of a stream that are shorter than this are sent together: each piece is a chunk of the request.
+const PIECE_BYTES_MIN: usize = 16 << 10;
+
 /// What an insert sends. Kept until it is confirmed, so that a repeat sends the same bytes.
 #[derive(Clone)]
 pub struct Encoded {
-    /// An Arrow IPC stream of one batch.
-    pub stream: Bytes,
+    /// An Arrow IPC stream of one batch, in pieces: long columns are sent from where they lie.
+    pub stream: Vec<Bytes>,
     /// How many rows it has.
     pub rows: usize,
 }
@@ -119,12 +122,29 @@ fn zero_row(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
 }
 
 fn stream(batch: &RecordBatch) -> Result<Encoded, ArrowError> {
-    let mut stream = Vec::with_capacity(batch.get_array_memory_size() + 4096);
-    let mut writer = StreamWriter::try_new(&mut stream, &batch.schema())?;
-    writer.write(batch)?;
-    writer.finish()?;
-    drop(writer);
-    Ok(Encoded { stream: stream.into(), rows: batch.num_rows() })
+    let mut encoder = StreamEncoder::try_new(&batch.schema())?;
+    let mut buffers = encoder.encode(batch)?;
+    buffers.extend(encoder.finish()?);
+    Ok(Encoded { stream: pieces(buffers), rows: batch.num_rows() })
+}
+
+/// The same bytes in fewer pieces: only short ones are copied.
+fn pieces(buffers: Vec<Buffer>) -> Vec<Bytes> {
+    let (mut pieces, mut short) = (Vec::new(), Vec::new());
+    for buffer in buffers {
+        if buffer.len() < PIECE_BYTES_MIN {
+            short.extend_from_slice(&buffer);
+            continue;
+        }
+        if !short.is_empty() {
+            pieces.push(Bytes::from(std::mem::take(&mut short)));
+        }
+        pieces.push(Bytes::from_owner(buffer));
+    }
+    if !short.is_empty() {
+        pieces.push(Bytes::from(short));
+    }
+    pieces
 }
 
 /// The UTC month of an instant (milliseconds since 1970) as YYYYMM: the partition of the events table, one for a block.
@@ -137,6 +157,24 @@ fn month_of(timestamp_ms: i64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use arrow::ipc::reader::StreamDecoder;
+
+    #[test]
+    fn pieces_are_the_stream() {
+        let numbers = |count: usize| -> ArrayRef { Arc::new(UInt64Array::from_iter_values(0..count as u64)) };
+        for rows in [0, 1, 100, PIECE_BYTES_MIN, 3 * PIECE_BYTES_MIN] {
+            let columns = [("a", numbers(rows)), ("b", Arc::new(UInt32Array::from_value(7, rows)) as ArrayRef)];
+            let batch = RecordBatch::try_from_iter(columns).unwrap();
+            let encoded = stream(&batch).unwrap();
+            let mut decoder = StreamDecoder::new();
+            let mut whole = Buffer::from_vec(encoded.stream.concat());
+            let read = decoder.decode(&mut whole).unwrap().unwrap();
+            assert_eq!((read, encoded.rows), (batch, rows));
+            assert!(decoder.decode(&mut whole).unwrap().is_none() && whole.is_empty());
+            decoder.finish().unwrap();
+            assert!(encoded.stream.len() <= 5, "{} pieces", encoded.stream.len());
+        }
+    }
 
     #[test]
     fn months() {

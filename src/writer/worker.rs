@@ -267,7 +267,7 @@ impl<K: Kind> Worker<K> {
         if began > insert.deadline {
             return Outcome::Late;
         }
-        let inserted = tools.runtime.block_on(tools.store.insert(&name, &token, encoded.stream.clone()));
+        let inserted = tools.runtime.block_on(tools.store.insert(&name, &token, &encoded.stream));
         tools.observer.inserted(table.name(), encoded.rows as u64, began.elapsed(), inserted.is_ok());
         match inserted {
             Ok(()) => Outcome::Done,

@@ -86,6 +86,13 @@ impl Columns for CaptchaColumns {
         rows.len() * ROW_BYTES
     }
 
+    fn reserve(&mut self, rows: usize, _bytes: usize) {
+        self.times_us.reserve(rows);
+        self.types.reserve(rows);
+        self.correlation_ids.reserve(rows);
+        self.site_ids.reserve(rows);
+    }
+
     fn append(&mut self, from: &Self, rows: Range<usize>) {
         self.times_us.extend_from_slice(&from.times_us[rows.clone()]);
         self.types.extend_from_slice(&from.types[rows.clone()]);

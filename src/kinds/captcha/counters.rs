@@ -27,23 +27,29 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     ]))
 });
 
+/// A block has fewer events than this can count.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Count {
-    served: u64,
-    solved: u64,
+    served: u32,
+    solved: u32,
 }
 
 /// The sums of one block, by day (since 1970) and site.
+///
+/// Sites are numbered as they come, so that what is looked up for each event is small: a range under load has some
+/// 30,000 counters, which would not fit into a core's own cache with the sites' 16 bytes in each.
 #[derive(Debug, Default)]
 pub struct CaptchaCounters {
-    counts: HashMap<(i32, [u8; 16]), Count>,
+    numbers: HashMap<[u8; 16], u32>,
+    counts: HashMap<(i32, u32), Count>,
 }
 
 impl Counters<CaptchaColumns> for CaptchaCounters {
     #[inline]
     fn count(&mut self, columns: &CaptchaColumns, row: usize) {
-        let key = (day_of(columns.time_us(row)), *columns.site_id(row));
-        let count = self.counts.entry(key).or_default();
+        let next = self.numbers.len() as u32;
+        let site = *self.numbers.entry(*columns.site_id(row)).or_insert(next);
+        let count = self.counts.entry((day_of(columns.time_us(row)), site)).or_default();
         match columns.captcha_type(row) {
             CaptchaType::Serve => count.served += 1,
             CaptchaType::Solve => count.solved += 1,
@@ -52,14 +58,23 @@ impl Counters<CaptchaColumns> for CaptchaCounters {
 
     /// In the order of day, then site: the same events always make the same batch.
     fn to_batch(&self) -> RecordBatch {
-        let mut rows: Vec<_> = self.counts.iter().collect();
-        rows.sort_unstable_by_key(|(key, _)| **key);
-        let sites: Vec<[u8; 16]> = rows.iter().map(|(key, _)| key.1).collect();
+        let mut sites: Vec<([u8; 16], u32)> = self.numbers.iter().map(|(site, number)| (*site, *number)).collect();
+        sites.sort_unstable();
+        let mut ranks = vec![0; sites.len()];
+        for (rank, (_, number)) in (0u32..).zip(&sites) {
+            ranks[*number as usize] = rank;
+        }
+        let ranked = self.counts.iter().map(|((day, number), count)| ((*day, ranks[*number as usize]), *count));
+        let mut rows: Vec<((i32, u32), Count)> = ranked.collect();
+        rows.sort_unstable_by_key(|(key, _)| *key);
+        let count = |of: fn(&Count) -> u32| -> ArrayRef {
+            Arc::new(UInt64Array::from_iter_values(rows.iter().map(|(_, count)| u64::from(of(count)))))
+        };
         let columns: Vec<ArrayRef> = vec![
-            Arc::new(Date32Array::from_iter_values(rows.iter().map(|(key, _)| key.0))),
-            id_array(sites),
-            Arc::new(UInt64Array::from_iter_values(rows.iter().map(|(_, count)| count.served))),
-            Arc::new(UInt64Array::from_iter_values(rows.iter().map(|(_, count)| count.solved))),
+            Arc::new(Date32Array::from_iter_values(rows.iter().map(|((day, _), _)| *day))),
+            id_array(rows.iter().map(|((_, rank), _)| sites[*rank as usize].0).collect()),
+            count(|count| count.served),
+            count(|count| count.solved),
         ];
         RecordBatch::try_new(SCHEMA.clone(), columns).expect("the columns have the schema's types and one length")
     }

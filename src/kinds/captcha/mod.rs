@@ -68,6 +68,11 @@ impl Kind for Captcha {
     }
 
     #[inline]
+    fn parse_plain(_: &(), sent: Sent<'_>) -> Option<CaptchaEvent> {
+        parse::parse_plain(sent.raw)
+    }
+
+    #[inline]
     fn partition_key(event: &CaptchaEvent) -> &[u8] {
         &event.correlation_id
     }

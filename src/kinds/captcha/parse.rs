@@ -7,6 +7,7 @@ use simd_json::prelude::*;
 use simd_json::tape::Value;
 
 use crate::kinds::fields::Fields;
+use crate::kinds::plain::{Plain, once};
 use crate::kinds::{Rejection, excerpt};
 
 /// What happened to the captcha; the numbers are those of the log and of ClickHouse's `Enum8`.
@@ -26,6 +27,16 @@ impl CaptchaType {
         match number {
             1 => Some(CaptchaType::Serve),
             2 => Some(CaptchaType::Solve),
+            _ => None,
+        }
+    }
+
+    /// The type of a name in an event.
+    #[inline]
+    fn from_name(name: &[u8]) -> Option<CaptchaType> {
+        match name {
+            b"serve" => Some(CaptchaType::Serve),
+            b"solve" => Some(CaptchaType::Solve),
             _ => None,
         }
     }
@@ -75,13 +86,39 @@ pub fn parse(value: Value<'_, '_>) -> Result<CaptchaEvent, Rejection> {
     })
 }
 
+/// The event of a value that is written as usual; `None` for any other.
+#[inline]
+pub fn parse_plain(text: &[u8]) -> Option<CaptchaEvent> {
+    let mut text = Plain::object(text)?;
+    let (mut time_us, mut captcha_type, mut correlation_id, mut site_id) = (None, None, None, None);
+    loop {
+        if text.is_at(b"\"time\"") {
+            once(&mut time_us, text.instant())?;
+        } else if text.is_at(b"\"type\"") {
+            once(&mut captcha_type, CaptchaType::from_name(text.quoted()?))?;
+        } else if text.is_at(b"\"correlation_id\"") {
+            once(&mut correlation_id, text.uuid())?;
+        } else if text.is_at(b"\"site_id\"") {
+            once(&mut site_id, text.uuid())?;
+        } else {
+            return None;
+        }
+        if !text.has_more()? {
+            break;
+        }
+    }
+    Some(CaptchaEvent {
+        time_us: time_us?,
+        captcha_type: captcha_type?,
+        correlation_id: correlation_id?,
+        site_id: site_id?,
+    })
+}
+
 #[inline]
 fn captcha_type(value: Value<'_, '_>) -> Result<CaptchaType, Rejection> {
-    match value.as_str() {
-        Some("serve") => Ok(CaptchaType::Serve),
-        Some("solve") => Ok(CaptchaType::Solve),
-        _ => Err(bad_type(value)),
-    }
+    let named = value.as_str().and_then(|name| CaptchaType::from_name(name.as_bytes()));
+    named.ok_or_else(|| bad_type(value))
 }
 
 #[cold]
@@ -93,6 +130,7 @@ fn bad_type(value: Value<'_, '_>) -> Rejection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dice::Dice;
     use std::borrow::Cow;
 
     fn read(json: &str) -> Result<CaptchaEvent, Rejection> {
@@ -206,6 +244,50 @@ mod tests {
         let (code, field, message) = blame(&object(&[TIME, TYPE, CORRELATION, &long]));
         assert_eq!((code, field.as_deref()), ("bad_uuid", Some("site_id")));
         assert!(message.ends_with("zzz...\"") && message.len() < 200, "{message}");
+    }
+
+    /// What is taken as plain must be taken as JSON too, and as the same event.
+    #[test]
+    fn plain_text_and_json_give_the_same_event() {
+        let mut dice = Dice::new("plain_text_and_json_give_the_same_event");
+        let fields = [
+            &[TIME, r#""time": "2021-01-22 18:20:42Z""#, r#""time" :"2021-01-22T24:00:00+01:00""#, r#""time":5"#][..],
+            &[TYPE, r#""type": "solve""#, r#""type":"Solve""#, r#""type":"s\u0065rve""#],
+            &[CORRELATION, r#""correlation_id": "67E5504410B1426F9247BB680E5FE0C8""#, r#""correlation_id":null"#],
+            &[SITE, r#""site_id":"{00000000-0000-0000-0000-000000000001}""#, r#""site_id":"x""#, r#""x":1"#],
+        ];
+        let pool = b"{}[]\",:\\u0159aefT+-. \t\n\r/\x01\x7f\xc3\xa4\xff\x00";
+        let (mut plain, mut other) = (0, 0);
+        for _ in 0..100_000 {
+            let mut order = [0, 1, 2, 3];
+            (0..4).for_each(|place| order.swap(place, dice.below(4)));
+            let usual = dice.once_in(2);
+            let chosen = order.map(|field| if usual { fields[field][0] } else { *dice.pick(fields[field]) });
+            let joined = chosen.join(*dice.pick(&[",", ", ", " ,\t"]));
+            let mut text = dice.pick(&[format!("{{{joined}}}"), format!("{{ {joined} }}")]).clone().into_bytes();
+            dice.damage(&mut text, pool);
+            let Some(event) = parse_plain(&text) else {
+                other += 1;
+                continue;
+            };
+            plain += 1;
+            let shown = text.escape_ascii().to_string();
+            let tape = simd_json::to_tape(&mut text).unwrap_or_else(|error| panic!("{shown}: {error}"));
+            assert_eq!(parse(tape.as_value()), Ok(event), "{shown}");
+        }
+        assert!(plain > 15_000 && other > 20_000, "{plain} {other}");
+    }
+
+    #[test]
+    fn the_usual_text_is_plain() {
+        for fields in [[TIME, TYPE, CORRELATION, SITE], [SITE, CORRELATION, TYPE, TIME]] {
+            let text = object(&fields);
+            assert_eq!(parse_plain(text.as_bytes()), read(&text).ok(), "{text}");
+            assert!(parse_plain(text.as_bytes()).is_some(), "{text}");
+        }
+        for fields in [&[TIME, TYPE, CORRELATION][..], &[TIME, TYPE, CORRELATION, SITE, SITE], &[]] {
+            assert_eq!(parse_plain(object(fields).as_bytes()), None);
+        }
     }
 
     #[test]

@@ -131,6 +131,15 @@ impl Columns for HitColumns {
         rows.len() * ROW_BYTES + text as usize
     }
 
+    fn reserve(&mut self, rows: usize, bytes: usize) {
+        self.timestamps_ms.reserve(rows);
+        self.user_text.reserve(bytes.saturating_sub(rows * ROW_BYTES));
+        self.user_offsets.reserve(rows);
+        self.actions.reserve(rows);
+        self.event_ids.reserve(rows);
+        self.origins.reserve(rows);
+    }
+
     fn append(&mut self, from: &Self, rows: Range<usize>) {
         let text = from.user_offsets[rows.start] as usize..from.user_offsets[rows.end] as usize;
         let shift = self.user_text.len() as i32 - text.start as i32;

@@ -85,6 +85,11 @@ impl Kind for Hit {
     }
 
     #[inline]
+    fn parse_plain<'v>(_: &(), sent: Sent<'v>) -> Option<HitEvent<'v>> {
+        parse::parse_plain(sent)
+    }
+
+    #[inline]
     fn partition_key<'e>(event: &'e HitEvent<'_>) -> &'e [u8] {
         match &event.id {
             HitId::None => event.user.as_bytes(),

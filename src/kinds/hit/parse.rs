@@ -16,6 +16,7 @@ use simd_json::tape::Value;
 
 use super::{INSTANTS_MS, USER_BYTES_MAX};
 use crate::kinds::fields::Fields;
+use crate::kinds::plain::{Plain, once};
 use crate::kinds::{Rejection, Sent, excerpt};
 
 /// What a user did; the numbers are those of the log and of ClickHouse's `Enum8`.
@@ -29,6 +30,16 @@ pub enum HitAction {
 }
 
 impl HitAction {
+    /// The action of a name in an event.
+    #[inline]
+    fn from_name(name: &[u8]) -> Option<HitAction> {
+        match name {
+            b"click" => Some(HitAction::Click),
+            b"impression" => Some(HitAction::Impression),
+            _ => None,
+        }
+    }
+
     /// The action of a number in the log.
     #[inline]
     pub fn from_number(number: i8) -> Option<HitAction> {
@@ -100,6 +111,35 @@ pub fn parse<'v>(value: Value<'_, 'v>, sent: Sent<'v>) -> Result<HitEvent<'v>, R
     })
 }
 
+/// The hit of a value that is written as usual; `None` for any other.
+#[inline]
+pub fn parse_plain<'v>(sent: Sent<'v>) -> Option<HitEvent<'v>> {
+    let mut text = Plain::object(sent.raw)?;
+    let (mut timestamp_ms, mut user, mut action, mut event_id) = (None, None, None, None);
+    loop {
+        if text.is_at(b"\"timestamp\"") {
+            once(&mut timestamp_ms, text.natural().filter(|instant| INSTANTS_MS.contains(instant)))?;
+        } else if text.is_at(b"\"user\"") {
+            once(&mut user, text.text().filter(|user| !user.is_empty() && user.len() <= USER_BYTES_MAX))?;
+        } else if text.is_at(b"\"action\"") {
+            once(&mut action, HitAction::from_name(text.quoted()?))?;
+        } else if text.is_at(b"\"event_id\"") {
+            once(&mut event_id, text.uuid())?;
+        } else {
+            return None;
+        }
+        if !text.has_more()? {
+            break;
+        }
+    }
+    Some(HitEvent {
+        timestamp_ms: timestamp_ms?,
+        user: Cow::Borrowed(user?),
+        action: action?,
+        id: HitId::new(event_id, &sent),
+    })
+}
+
 #[inline]
 fn timestamp(value: Value<'_, '_>) -> Result<i64, Rejection> {
     // A number with a fraction or an exponent is a float to the parser, whatever its value, and no i64.
@@ -123,11 +163,8 @@ fn user<'v>(value: Value<'_, 'v>, raw: &[u8]) -> Result<&'v str, Rejection> {
 
 #[inline]
 fn action(value: Value<'_, '_>) -> Result<HitAction, Rejection> {
-    match value.as_str() {
-        Some("click") => Ok(HitAction::Click),
-        Some("impression") => Ok(HitAction::Impression),
-        _ => Err(bad_action(value)),
-    }
+    let named = value.as_str().and_then(|name| HitAction::from_name(name.as_bytes()));
+    named.ok_or_else(|| bad_action(value))
 }
 
 /// Whether a valid JSON text has an escape such as `\ud800` that is no half of a whole pair.
@@ -192,6 +229,7 @@ fn bad_action(value: Value<'_, '_>) -> Rejection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dice::Dice;
     use crate::kinds::made_key::KeyMaker;
 
     /// An event that owns its parts.
@@ -238,6 +276,60 @@ mod tests {
         assert_eq!(read(&object(&[TIMESTAMP, USER, ACTION, r#""event_id":null"#])), Ok(anna()));
         let nil = format!(r#""event_id":"{}""#, uuid::Uuid::nil());
         assert_eq!(read(&object(&[TIMESTAMP, USER, ACTION, &nil])).unwrap().id, HitId::Sent([0; 16]));
+    }
+
+    /// What is taken as plain must be taken as JSON too, and as the same hit.
+    #[test]
+    fn plain_text_and_json_give_the_same_hit() {
+        let mut dice = Dice::new("plain_text_and_json_give_the_same_hit");
+        let fields = [
+            &[
+                TIMESTAMP,
+                r#""timestamp": 0"#,
+                r#""timestamp" :4133980799999"#,
+                r#""timestamp":-0"#,
+                r#""timestamp":1e3"#,
+            ][..],
+            &[USER, r#""user": "a name""#, r#""user":"ä""#, r#""user":"\u00e4\ud83d""#, r#""user":"""#],
+            &[ACTION, r#""action": "impression""#, r#""action":"clicked""#, r#""action":null"#],
+            &[EVENT_ID, r#""event_id": "{00000000000000000000000000000001}""#, r#""event_id":null"#, r#""x":1"#],
+        ];
+        let pool = b"{}[]\",:\\u0159aefT+-. \t\n\r/\x01\x7f\xc3\xa4\xff\x00";
+        let maker = KeyMaker::new("upload-1");
+        let (mut plain, mut other) = (0, 0);
+        for _ in 0..100_000 {
+            let usual = dice.once_in(2);
+            let mut chosen = fields.map(|field| if usual { field[0] } else { *dice.pick(field) }).to_vec();
+            (0..4).for_each(|place| chosen.swap(place, dice.below(4)));
+            chosen.truncate(*dice.pick(&[4, 4, 4, 3]));
+            let mut text = format!("{{{}}}", chosen.join(*dice.pick(&[",", ", ", " ,\t"]))).into_bytes();
+            dice.damage(&mut text, pool);
+            let raw = text.clone();
+            let sent = Sent { raw: &raw, received_us: 0, position: 3, key_maker: Some(&maker).filter(|_| usual) };
+            let Some(hit) = parse_plain(sent) else {
+                other += 1;
+                continue;
+            };
+            plain += 1;
+            let shown = raw.escape_ascii();
+            let tape = simd_json::to_tape(&mut text).unwrap_or_else(|error| panic!("{shown}: {error}"));
+            assert_eq!(parse(tape.as_value(), sent), Ok(hit), "{shown}");
+        }
+        assert!(plain > 15_000 && other > 20_000, "{plain} {other}");
+    }
+
+    #[test]
+    fn the_usual_text_is_plain() {
+        let orders = [
+            &[TIMESTAMP, USER, ACTION, EVENT_ID][..],
+            &[EVENT_ID, ACTION, USER, TIMESTAMP],
+            &[USER, TIMESTAMP, ACTION],
+        ];
+        for fields in orders {
+            let text = object(fields);
+            let sent = Sent { raw: text.as_bytes(), received_us: 0, position: 3, key_maker: None };
+            assert!(parse_plain(sent).is_some(), "{text}");
+        }
     }
 
     #[test]

@@ -99,6 +99,18 @@ impl Columns for InteractionColumns {
         rows.len() * ROW_BYTES + texts.iter().sum::<usize>()
     }
 
+    fn reserve(&mut self, rows: usize, bytes: usize) {
+        self.timestamps_us.reserve(rows);
+        self.session_ids.reserve(rows);
+        for texts in [&mut self.categories, &mut self.names, &mut self.data] {
+            texts.offsets.reserve(rows);
+        }
+        // Almost all of the text is data.
+        self.data.bytes.reserve(bytes.saturating_sub(rows * ROW_BYTES));
+        self.event_ids.reserve(rows);
+        self.origins.reserve(rows);
+    }
+
     fn append(&mut self, from: &Self, rows: Range<usize>) {
         self.timestamps_us.extend_from_slice(&from.timestamps_us[rows.clone()]);
         self.session_ids.extend_from_slice(&from.session_ids[rows.clone()]);
