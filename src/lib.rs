@@ -11,6 +11,8 @@
 //! `run` wires all stages and is the only place that names all of them.
 
 #[cfg(test)]
+mod architecture;
+#[cfg(test)]
 mod dice;
 
 pub mod config;

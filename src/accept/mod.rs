@@ -227,7 +227,12 @@ impl Request {
 #[inline]
 fn push_event<K: Kind>(partitions: &mut [K::Columns], event: &K::Event<'_>) {
     let partition = partition_of(K::partition_key(event), partitions.len() as u32);
-    K::push(&mut partitions[partition as usize], event);
+    let columns = &mut partitions[partition as usize];
+    K::push(columns, event);
+    debug_assert!(
+        K::key(columns, columns.len() - 1).is_none_or(|key| key.id == *K::partition_key(event)),
+        "an event with a key lies by the key's id"
+    );
 }
 
 /// Now, in microseconds since 1970.

@@ -6,6 +6,7 @@
 mod check;
 mod migrate;
 pub mod out;
+mod paths;
 pub mod run;
 mod serve;
 mod verify;

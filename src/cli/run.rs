@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{FAILED, out};
+use super::{FAILED, out, paths};
 use crate::config::Loaded;
 use crate::observe::logs;
 use crate::run::Roles;
@@ -18,19 +18,26 @@ use crate::shutdown::Shutdown;
 /// log to be stored. It needs the topics and the tables that `millrace migrate` makes. SIGHUP reads the schemas of
 /// interaction.schemas again; the rest of the configuration is read at the start alone.
 #[derive(Debug, Args)]
-#[command(after_long_help = "\
+#[command(after_long_help = help())]
+pub struct Run {}
+
+fn help() -> String {
+    let paths = paths::of_all_kinds();
+    format!(
+        "\
 Examples:
   millrace run
   millrace run --config /etc/millrace/millrace.toml
   millrace run --http-listen 0.0.0.0:8000 --kafka-brokers kafka1:9092,kafka2:9092
   MILLRACE_LOG_LEVEL=debug millrace run
 
-Paths: POST /v1/events, GET /v1/report, POST and GET /v2/events, GET /v2/report, POST /hits,
-POST and GET /analytics, GET /health/live, GET /health/ready, GET /metrics; GET /v1/ lists all
+Paths:
+{paths}  all          GET  /health/live /health/ready /metrics /v1/ (lists all)
 
 Exit codes: 0 ended in order, 1 failed, 2 wrong command line or configuration,
-130 or 143 ended by a second signal")]
-pub struct Run {}
+130 or 143 ended by a second signal"
+    )
+}
 
 impl Run {
     pub(super) fn execute(self, loaded: &Loaded) -> ExitCode {

@@ -13,9 +13,9 @@ use crate::store::recount::Recount;
 
 /// Recount what is stored and compare it with the counters.
 ///
-/// Counts the stored events of every kind as its report does, looks for events that are stored twice and for gaps between the stored
-/// ranges of the log, and prints each difference. It only reads, and may run while events are stored. Any difference
-/// is a defect: please report it with this output.
+/// Counts the stored events of every kind as its report does, looks for events that are stored twice, for gaps between the
+/// stored ranges of the log, and for keys that would not be recognised after a restart, and prints each difference. It only
+/// reads, and may run while events are stored. Any difference is a defect: please report it with this output.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

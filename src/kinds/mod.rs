@@ -102,7 +102,7 @@ pub trait Columns: Default + Send + 'static {
     fn reserve(&mut self, _rows: usize, _bytes: usize) {}
     /// Adds events of `from`, in order: the rows `rows.start..rows.end`.
     fn append(&mut self, from: &Self, rows: std::ops::Range<usize>);
-    /// The columns of a record of the log.
+    /// The columns of a record of the log; those of the events table have the same names.
     fn schema() -> SchemaRef;
     /// As a batch with [`Columns::schema`].
     fn into_batch(self) -> RecordBatch;
@@ -112,9 +112,10 @@ pub trait Columns: Default + Send + 'static {
 
 /// The counters that the events of one block add up to.
 pub trait Counters<C>: Default + Send + 'static {
-    /// Counts one new event.
+    /// Counts one new event, in at most one counter: so a range's counters are no more than its events.
     fn count(&mut self, columns: &C, row: usize);
-    /// One row for each counter, with the columns of the kind's counters table.
+    /// One row for each counter, with the columns of the kind's counters table: [`CountersSql::key`] and
+    /// [`CountersSql::values`]. The same events always make the same batch.
     fn to_batch(&self) -> RecordBatch;
 }
 
@@ -222,7 +223,8 @@ pub trait Kind: Send + Sync + Sized + 'static {
     fn parse_plain<'v>(_rules: &Self::Rules, _sent: Sent<'v>) -> Option<Self::Event<'v>> {
         None
     }
-    /// The bytes that decide on the partition (see [`partition_of`]).
+    /// The bytes that decide on the partition (see [`partition_of`]): of an event with a key its `id`, so that its copies
+    /// share a partition and its key is looked for there.
     fn partition_key<'e>(event: &'e Self::Event<'_>) -> &'e [u8];
     /// Adds an event to columns.
     fn push(columns: &mut Self::Columns, event: &Self::Event<'_>);
@@ -305,3 +307,6 @@ pub trait Report: Send + Sync + 'static {
     /// The answer out of the rows; the error is a mistake of ours.
     fn render(query: &Self::Query, rows: &[u8]) -> Result<Rendered, String>;
 }
+
+#[cfg(test)]
+mod tests;

@@ -115,9 +115,20 @@ impl Store {
 
     /// A query's answer in RowBinary, whole.
     pub async fn row_binary(&self, sql: &str) -> Result<Bytes, StoreError> {
+        self.answer(self.client.query_raw(sql), "RowBinary").await
+    }
+
+    /// A query's answer as an Arrow IPC stream, whole.
+    pub async fn arrow_stream(&self, sql: &str) -> Result<Bytes, StoreError> {
+        // Compressed ones are more than the Arrow library can read as it is built here.
+        let query = self.client.query_raw(sql).with_setting("output_format_arrow_compression_method", "none");
+        self.answer(query, "ArrowStream").await
+    }
+
+    async fn answer(&self, query: clickhouse::query::Query, format: &str) -> Result<Bytes, StoreError> {
         let seconds = self.read_timeout.as_millis().div_ceil(1000).to_string();
-        let query = self.client.query_raw(sql).with_setting("max_execution_time", seconds);
-        bounded(self.read_timeout, async move { query.fetch_bytes("RowBinary")?.collect().await }).await
+        let query = query.with_setting("max_execution_time", seconds);
+        bounded(self.read_timeout, async move { query.fetch_bytes(format)?.collect().await }).await
     }
 
     /// One piece of a long answer, bounded in time.

@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod error;
+mod key_check;
 mod lock;
 pub mod migrate;
 pub mod recount;

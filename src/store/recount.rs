@@ -66,6 +66,7 @@ impl Store {
             if slice == 0 {
                 self.check_ledgers::<K>(&ledgers, &covered, &mut found).await?;
                 self.check_keys::<K>(&covered, &mut found).await?;
+                found.differences.extend(self.compare_keys::<K>(&covered).await?);
             }
         }
         Ok(found)

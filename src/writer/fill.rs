@@ -149,7 +149,7 @@ impl<K: Kind> Filler<K> {
         if next.is_none_or(|next| next < standing) || (self.reads_at.is_none()) {
             self.stash = None;
             self.reader.start_at(standing).map_err(|error| {
-                tracing::warn!(partition = self.partition, %error, "the reader could not be set to its offset");
+                tracing::warn!(kind = K::NAME, partition = self.partition, %error, "the reader could not be set to its offset");
                 FillError::Stuck
             })?;
             self.reads_at = Some(standing);
@@ -221,7 +221,7 @@ impl<K: Kind> Filler<K> {
         };
         if self.complained.is_none_or(|when| when.elapsed() > COMPLAIN_EVERY) {
             self.complained = Some(Instant::now());
-            tracing::warn!(partition = self.partition, error = %failure, "the log cannot be read, trying on");
+            tracing::warn!(kind = K::NAME, partition = self.partition, error = %failure, "the log cannot be read, trying on");
         }
         Ok(None)
     }
@@ -234,7 +234,8 @@ fn decode<K: Kind>(
 ) -> Decoded<K::Columns> {
     let (offset, value) = (message.offset(), message.payload().unwrap_or_default());
     let columns = record::decode::<K>(message.headers(), value).unwrap_or_else(|reason| {
-        tracing::error!(partition, offset, bytes = value.len(), %reason, "a record cannot be read and is passed over");
+        let (kind, bytes) = (K::NAME, value.len());
+        tracing::error!(kind, partition, offset, bytes, %reason, "a record cannot be read and is passed over");
         observer.bad_record(partition);
         K::Columns::default()
     });

@@ -31,7 +31,7 @@ pub fn store_log<K: Kind>(
                 match event {
                     GroupEvent::Assigned(tenure) => workers.extend(hire::<K>(tools(group.clone()), tenure)?),
                     GroupEvent::Failed(error) => {
-                        tracing::error!(%error, "the group's client cannot go on and is made anew");
+                        tracing::error!(kind = K::NAME, %error, "the group's client cannot go on and is made anew");
                         failed = true;
                     }
                 }
@@ -71,6 +71,7 @@ fn replace_ended<K: Kind>(
     for Hired { tenure, .. } in ended {
         if tenure.is_active() && !is_ending() {
             tracing::error!(
+                kind = K::NAME,
                 partition = tenure.partition,
                 "a worker ended before its tenure, another one takes its place"
             );
@@ -87,7 +88,7 @@ fn hire<K: Kind>(tools: Tools, tenure: Arc<Tenure>) -> Result<Option<Hired>, Log
         Ok(thread) => Ok(Some(Hired { tenure, since: Instant::now(), thread })),
         Err(error) => {
             // The partition stays unserved until it is assigned again; the lag shows it.
-            tracing::error!(partition, %error, "no thread for a worker");
+            tracing::error!(kind = K::NAME, partition, %error, "no thread for a worker");
             Ok(None)
         }
     }

@@ -72,6 +72,7 @@ fn counters<K: Kind>(
 ) -> Result<RecordBatch, ArrowError> {
     let counters = block.counters.to_batch();
     let rows = counters.num_rows();
+    debug_assert!(rows as u64 <= block.new_events(), "an event counts in at most one counter");
     let ledger = [i64::from(generation), i64::from(partition), range.first, range.last, range.offsets()];
     let totals = [block.events, block.new_events()];
     let with_ledger = |batch: &RecordBatch, ledger: [i64; 5], totals: [u64; 2]| {

@@ -122,7 +122,7 @@ impl<K: Kind> Worker<K> {
 
     /// Says why and waits for the end of the tenure.
     fn stand_still(&self, halt: &Halt) {
-        tracing::error!(partition = self.tenure.partition, reason = %halt, "a partition stands still");
+        tracing::error!(kind = K::NAME, partition = self.tenure.partition, reason = %halt, "a partition stands still");
         self.tools.observer.halted(self.tenure.partition, &halt.to_string());
         while self.tenure.is_active() && !(self.tools.is_ending)() {
             std::thread::sleep(LOOK_UP);
@@ -164,7 +164,12 @@ impl<K: Kind> Worker<K> {
         let (tenure, log) = (&self.tenure, &self.tools.log);
         // Partitions of a topic that was created again come as a new tenure, and their offsets mean something else.
         if let Err(reason) = (self.tools.recognise)(tenure.opened) {
-            tracing::warn!(partition = tenure.partition, reason, "the log is not recognised, asking again");
+            tracing::warn!(
+                kind = K::NAME,
+                partition = tenure.partition,
+                reason,
+                "the log is not recognised, asking again"
+            );
             return Outcome::Unknown;
         }
         let start = log.start_offsets.get(tenure.partition as usize).copied().unwrap_or(0);
@@ -200,7 +205,7 @@ impl<K: Kind> Worker<K> {
             log_low,
             log_high,
         };
-        tracing::info!(partition = tenure.partition, ?known, "took a partition over");
+        tracing::info!(kind = K::NAME, partition = tenure.partition, ?known, "took a partition over");
         Outcome::Recovered(known)
     }
 
@@ -231,7 +236,8 @@ impl<K: Kind> Worker<K> {
             return self.not_yet("reading the stored keys", &error);
         }
         let keys = self.seen.len();
-        tracing::info!(partition, keys, below, seconds = began.elapsed().as_secs_f64(), "read the stored keys");
+        let (kind, seconds) = (K::NAME, began.elapsed().as_secs_f64());
+        tracing::info!(kind, partition, keys, below, seconds, "read the stored keys");
         self.tools.observer.seen(partition, keys as u64, self.seen.bytes() as u64);
         Outcome::Done
     }
@@ -274,7 +280,7 @@ impl<K: Kind> Worker<K> {
             Err(error) => match error.verdict() {
                 Verdict::Retry | Verdict::RetryWithAlarm => self.not_yet("inserting into ClickHouse", &error),
                 Verdict::Stop | Verdict::SetAside => {
-                    tracing::error!(partition, %error, "ClickHouse refuses an insert");
+                    tracing::error!(kind = K::NAME, partition, %error, "ClickHouse refuses an insert");
                     Outcome::Refused(error.to_string())
                 }
             },
@@ -288,7 +294,7 @@ impl<K: Kind> Worker<K> {
                 let (seen_events, new_events) = (filled.block.events, filled.block.new_events());
                 match encode(filled.block, insert.generation, self.tenure.partition, insert.range) {
                     Ok(rows) => self.held = Held::Encoded { rows, events: seen_events, new_events },
-                    Err(error) => tracing::error!(%error, "a block could not be encoded"),
+                    Err(error) => tracing::error!(kind = K::NAME, %error, "a block could not be encoded"),
                 }
             }
             held => self.held = held,
@@ -320,7 +326,7 @@ impl<K: Kind> Worker<K> {
 
     /// For what may have happened, or may happen when it is tried again.
     fn not_yet(&self, what: &str, error: &dyn std::error::Error) -> Outcome {
-        tracing::warn!(partition = self.tenure.partition, what, %error, "not done yet, trying again");
+        tracing::warn!(kind = K::NAME, partition = self.tenure.partition, what, %error, "not done yet, trying again");
         Outcome::Unknown
     }
 }
