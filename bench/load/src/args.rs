@@ -11,7 +11,7 @@ use crate::source::Coding;
 /// Loads millrace with events or reads, and tells how fast and how soon it answers.
 ///
 /// Bodies are made before the run and only their keys are rewritten in it, so that the load costs little. Keys, sites and users are new in each run:
-/// --seed and --run-id, which are printed, make the same ones again. Percentiles and files are described under each command's --help.
+/// --seed and --run-id, which are printed, make the same ones again. Each command has --help.
 #[derive(Debug, Parser)]
 #[command(name = "millrace-load", version, max_term_width = 120)]
 pub struct Arguments {
@@ -39,10 +39,10 @@ are due at fixed times, whether or not the server keeps up, and a latency counts
 delays, and shows in, all that was due in it.
 
 Exit codes: 0 all went well, 1 requests failed (without --tolerate-errors), the report differs or the server is away, \
-2 the command line is wrong.";
+2 the command line is wrong, 130 interrupted. Ctrl-C ends a run early and tells what it has come to; a second one ends at once.";
 
 #[derive(Debug, Args)]
-#[command(after_long_help = EXIT_CODES)]
+#[command(after_long_help = EXIT_CODES, args_override_self = true)]
 pub struct Single {
     /// Connections, each with one request at a time
     #[arg(long, short, default_value_t = 64, value_name = "N", value_parser = connections)]
@@ -60,7 +60,7 @@ pub struct Single {
 }
 
 #[derive(Debug, Args)]
-#[command(after_long_help = EXIT_CODES)]
+#[command(after_long_help = EXIT_CODES, args_override_self = true)]
 pub struct Bulk {
     /// Connections, each with one body at a time
     #[arg(long, short, default_value_t = 4, value_name = "N", value_parser = connections)]
@@ -84,7 +84,7 @@ pub struct Bulk {
 }
 
 #[derive(Debug, Args)]
-#[command(after_long_help = EXIT_CODES)]
+#[command(after_long_help = EXIT_CODES, args_override_self = true)]
 pub struct Mixed {
     /// Connections for single events
     #[arg(long, short, default_value_t = 64, value_name = "N", value_parser = connections)]
@@ -115,7 +115,7 @@ pub struct Mixed {
 }
 
 #[derive(Debug, Args)]
-#[command(after_long_help = EXIT_CODES)]
+#[command(after_long_help = EXIT_CODES, args_override_self = true)]
 pub struct Report {
     /// Connections, each with one request at a time
     #[arg(long, short, default_value_t = 32, value_name = "N", value_parser = connections)]
@@ -140,7 +140,7 @@ pub struct Report {
 }
 
 #[derive(Debug, Args)]
-#[command(after_long_help = EXIT_CODES)]
+#[command(after_long_help = EXIT_CODES, args_override_self = true)]
 pub struct Hits {
     /// Connections, each with one request at a time
     #[arg(long, short, default_value_t = 64, value_name = "N", value_parser = connections)]

@@ -52,11 +52,6 @@ impl Job {
         Job { seed, run_id, keys, host: host.to_owned(), threads: u64::from(common.threads), templates: 0 }
     }
 
-    /// Keys for probes of what is prepared, which are not those of the comparison.
-    pub fn probe_keys(&self) -> Keys {
-        Keys::new(self.run_id, self.seed ^ 1)
-    }
-
     /// The events of this command; of `report` those that it prepares.
     pub fn kind(&self, mode: &Mode) -> Kind {
         match mode {

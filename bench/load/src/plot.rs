@@ -10,7 +10,7 @@ const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 540.0;
 const LEFT: f64 = 90.0;
 const RIGHT: f64 = 30.0;
-const TOP: f64 = 64.0;
+const TOP: f64 = 84.0;
 const BOTTOM: f64 = 64.0;
 /// Beyond so much between the smallest and the largest latency a linear axis would show only the latter.
 const LINEAR_SPAN_MAX: f64 = 25.0;
@@ -60,7 +60,7 @@ fn round_up(value: f64) -> f64 {
 }
 
 /// The plot of several histograms of nanoseconds; those without values are left out.
-pub fn svg(title: &str, histograms: &[(String, &Histogram<u64>)]) -> String {
+pub fn svg(title: &str, subtitle: &str, histograms: &[(String, &Histogram<u64>)]) -> String {
     let shown: Vec<_> = histograms.iter().filter(|(_, histogram)| !histogram.is_empty()).collect();
     let min = shown.iter().map(|(_, histogram)| figures::at(histogram, 0.0)).reduce(f64::min).unwrap_or(1e6).max(100.0);
     let max = shown.iter().map(|(_, histogram)| histogram.max() as f64).fold(min, f64::max);
@@ -76,8 +76,10 @@ pub fn svg(title: &str, histograms: &[(String, &Histogram<u64>)]) -> String {
         svg,
         r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" font-size="13" fill="#222">
 <rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>
-<text x="{LEFT}" y="24" font-size="16">{}</text>"##,
-        escape(title)
+<text x="{LEFT}" y="24" font-size="16">{}</text>
+<text x="{LEFT}" y="44" fill="#555">{}</text>"##,
+        escape(title),
+        escape(subtitle)
     );
     grid(&mut svg, &axis, nines, &x);
     for (number, (name, histogram)) in shown.iter().enumerate() {
@@ -95,7 +97,7 @@ pub fn svg(title: &str, histograms: &[(String, &Histogram<u64>)]) -> String {
         );
         let _ = writeln!(
             svg,
-            r#"<line x1="{at}" y1="48" x2="{}" y2="48" stroke="{colour}" stroke-width="3"/><text x="{}" y="52">{}</text>"#,
+            r#"<line x1="{at}" y1="64" x2="{}" y2="64" stroke="{colour}" stroke-width="3"/><text x="{}" y="68">{}</text>"#,
             at + 22.0,
             at + 28.0,
             escape(&text)
@@ -174,11 +176,11 @@ mod tests {
         let mut histogram = crate::tally::histogram();
         (1..10_000u64).for_each(|value| histogram.record(value * 1000).unwrap());
         let (empty, name) = (crate::tally::histogram(), "a<b".to_owned());
-        let plot = svg("title & more", &[(name, &histogram), ("none".to_owned(), &empty)]);
+        let plot = svg("title & more", "below", &[(name, &histogram), ("none".to_owned(), &empty)]);
         assert_eq!(plot.matches("<polyline").count(), 1);
         assert!(plot.contains("title &amp; more") && plot.contains("a&lt;b (p50 ") && plot.contains(">99.9%<"));
         assert!(!plot.contains("NaN") && !plot.contains("inf"), "{plot}");
-        let nothing = svg("", &[("none".to_owned(), &empty)]);
+        let nothing = svg("", "", &[("none".to_owned(), &empty)]);
         assert!(!nothing.contains("NaN") && !nothing.contains("inf"), "{nothing}");
     }
 

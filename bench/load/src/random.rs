@@ -45,9 +45,8 @@ pub struct Keys {
     second: u64,
 }
 
-/// Numbers of sites and probes lie beyond those of events.
+/// Numbers of sites lie beyond those of events.
 pub const SITES: u64 = 1 << 63;
-pub const PROBES: u64 = 1 << 62;
 
 impl Keys {
     pub fn new(seed: u64, run_id: u64) -> Keys {

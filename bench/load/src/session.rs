@@ -30,6 +30,8 @@ use crate::verify::{Comparison, Verifier};
 const FAILED: u8 = 1;
 /// The command line is wrong.
 const MISUSED: u8 = 2;
+/// It was ended early by a signal, and nothing else was wrong.
+const INTERRUPTED: u8 = 130;
 /// Descriptors beside those of connections.
 const DESCRIPTORS_BESIDE: u64 = 64;
 
@@ -73,7 +75,7 @@ impl<'a> Session<'a> {
         let interrupted = Arc::new(AtomicBool::new(false));
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
             // The first ends the run early, the second ends the program.
-            signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&interrupted))
+            signal_hook::flag::register_conditional_shutdown(signal, i32::from(INTERRUPTED), Arc::clone(&interrupted))
                 .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&interrupted)))
                 .map_err(|error| format!("signals cannot be caught: {error}"))?;
         }
@@ -161,8 +163,7 @@ impl<'a> Session<'a> {
         }
         self.done = outcome.sources.iter().flatten().flat_map(Source::sent).collect();
         let wait = self.mode.check().verify_wait;
-        Verifier::new(Client::new(self.target.clone(), self.plan.timeout), self.job.probe_keys(), wait)
-            .settle(&self.kind)?;
+        Verifier::new(Client::new(self.target.clone(), self.plan.timeout), self.job.keys, wait).settle(&self.kind)?;
         Ok(())
     }
 
@@ -184,20 +185,30 @@ impl<'a> Session<'a> {
         self.progress.end();
         let mut outcome = outcome.map_err(|error| self.unreachable(&error))?;
         let sources = std::mem::take(&mut outcome.sources);
-        let mut visible_s = None;
-        if let Some(verifier) = &mut self.verifier
-            && !matches!(self.mode, Mode::Report(_))
-            && outcome.gave_up.is_none()
-        {
-            match verifier.settle(&self.kind) {
-                Ok(seen) => visible_s = Some((seen - outcome.began).as_secs_f64()),
-                // The comparison at the end will say it.
-                Err(error) => out::error(error),
-            }
-        }
+        let visible =
+            if outcome.gave_up.is_none() { self.wait_until_visible(&sources, !suffix.is_empty())? } else { None };
+        let visible_s = visible.map(|seen| (seen - outcome.began).as_secs_f64());
         let servers = servers_before.map(|before| spent(&before, self.mode.common())).unwrap_or_default();
         self.phases.push(Phase { suffix, outcome, servers, visible_s });
         Ok(sources)
+    }
+
+    /// With --verify: when the report first showed all that these sources have sent. A repeated pass changes nothing that it
+    /// shows, so then it is when it showed events that were sent after it.
+    fn wait_until_visible(&mut self, sources: &[Vec<Source>], again: bool) -> Result<Option<Instant>, String> {
+        let Some(verifier) = self.verifier.as_mut().filter(|_| !matches!(self.mode, Mode::Report(_))) else {
+            return Ok(None);
+        };
+        self.progress.say("waiting for the report");
+        let sent: Vec<Sent> = sources.iter().flatten().flat_map(Source::sent).collect();
+        let seen = if again { None } else { verifier.visible(&self.kind, &sent)? };
+        let settled = verifier.settle(&self.kind);
+        self.progress.end();
+        match settled {
+            Ok(settled) => Ok(if again { Some(settled) } else { seen }),
+            // The comparison at the end will say it again.
+            Err(_) => Ok(None),
+        }
     }
 
     /// The summary, the comparison, the files, the exit code.
@@ -232,6 +243,7 @@ impl<'a> Session<'a> {
             }
             if phase.outcome.interrupted {
                 out::error("interrupted: the figures are those until then");
+                code = if code == 0 { INTERRUPTED } else { code };
             }
         }
         self.write_files(verdict.as_ref(), code)?;
@@ -265,8 +277,8 @@ impl<'a> Session<'a> {
         };
         let histograms: Vec<_> =
             self.phases.iter().flat_map(Phase::streams).map(|(name, tally)| (name, &tally.latency)).collect();
-        let title = format!("millrace-load {}: {}", self.mode.name(), pace(self.mode));
-        write(path_of(common, &common.svg, "svg"), &|| plot::svg(&title, &histograms))?;
+        let title = format!("millrace-load {}", self.mode.name());
+        write(path_of(common, &common.svg, "svg"), &|| plot::svg(&title, &pace(self.mode), &histograms))?;
         let run = json::Run {
             mode: self.mode.name(),
             address: self.target.address.to_string(),

@@ -58,10 +58,9 @@ pub fn print(phases: &[Phase]) {
                 .map(|(status, count)| format!("{status}: {}", figures::count(*count as f64)))
                 .collect();
             out::line(format!(
-                "{name:width$} {:>12} {:>12} {:>12} {:>9} {:>9}  {}",
+                "{name:width$} {:>12} {:>12} {:>9} {:>9}  {}",
                 figures::rate(phase.requests_per_s(tally)),
-                figures::rate(phase.events_per_s(tally)),
-                figures::count(tally.sent as f64),
+                if tally.events > 0 { figures::rate(phase.events_per_s(tally)) } else { "-".to_owned() },
                 figures::count(tally.failed() as f64),
                 figures::count(tally.unsent as f64),
                 statuses.join(", ")

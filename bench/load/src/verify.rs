@@ -14,7 +14,7 @@ use crate::client::{Client, start_of};
 use crate::days;
 use crate::events::{Action, Captcha, Hit, Kind};
 use crate::ledger::{Fate, Sent};
-use crate::random::{Keys, PROBES, UUID_BYTES, write_uuid};
+use crate::random::{Keys, UUID_BYTES, fresh, write_uuid};
 use crate::response::counts;
 
 /// With 64 partitions, one in ten million that a partition gets none.
@@ -23,6 +23,8 @@ const POLL: Duration = Duration::from_millis(20);
 /// How old an answer may be: reports of hits are given again for nearly a second.
 const ANSWER_AGE: Duration = Duration::from_secs(1);
 const SETTLED: Duration = Duration::from_secs(3);
+/// Sites that are looked at first, so that waiting costs the server little.
+const SAMPLE_SITES: usize = 10;
 /// Sites asked for at once: 5 KB of a request's head.
 const SITES_AT_ONCE: usize = 100;
 const HOUR_MS: u64 = 3_600_000;
@@ -75,6 +77,8 @@ type Hour = [i64; 3];
 pub struct Verifier {
     client: Client,
     keys: Keys,
+    /// Keys of probes: new ones even when a run is repeated, or they would be there already.
+    probes: Keys,
     wait: Duration,
     probed: u64,
     /// What hours had before, by their start.
@@ -83,7 +87,7 @@ pub struct Verifier {
 
 impl Verifier {
     pub fn new(client: Client, keys: Keys, wait: Duration) -> Verifier {
-        Verifier { client, keys, wait, probed: 0, before: BTreeMap::new() }
+        Verifier { client, keys, probes: Keys::new(fresh(), fresh()), wait, probed: 0, before: BTreeMap::new() }
     }
 
     /// Takes note of what counters that are not of this run alone show before it.
@@ -99,18 +103,38 @@ impl Verifier {
         Ok(())
     }
 
+    /// Waits until the report shows everything that was acknowledged. Returns when it first did; None when that took
+    /// too long, or when it shows more than was sent.
+    pub fn visible(&mut self, kind: &Kind, sent: &[Sent]) -> Result<Option<Instant>, String> {
+        let expected = Expected::of(kind, &self.keys, sent);
+        let end = Instant::now() + self.wait;
+        for part in [Part::Sample, Part::All] {
+            loop {
+                let found = self.compare_part(kind, &expected, part);
+                if found.as_ref().is_ok_and(|found| found.differences.is_empty()) {
+                    break;
+                }
+                if found.is_ok_and(|found| found.is_too_high()) || Instant::now() > end {
+                    return Ok(None);
+                }
+                std::thread::sleep(POLL);
+            }
+        }
+        Ok(Some(Instant::now()))
+    }
+
     /// Sends probes and waits until the report shows them. Returns when it did.
     pub fn settle(&mut self, kind: &Kind) -> Result<Instant, String> {
         let place = self.probed;
         self.probed += 1;
-        let first = PROBES + (place << 20);
+        let first = place << 20;
         let id = |number: u64| {
             let mut text = [0; UUID_BYTES];
-            write_uuid(&mut text, self.keys.key(number));
+            write_uuid(&mut text, self.probes.key(number));
             String::from_utf8_lossy(&text).into_owned()
         };
         // An hour of the past that hardly anyone else asks for; differences to before count.
-        let (site, hour) = (id(first), (self.keys.draw(first) % 400_000) * HOUR_MS);
+        let (site, hour) = (id(first), (self.probes.draw(first) % 400_000) * HOUR_MS);
         let today = days::text((days::now_s() / 86_400) as i64);
         let line = |number: u64| match kind {
             Kind::Captcha(_) => {
@@ -182,29 +206,35 @@ impl Verifier {
         let end = Instant::now() + SETTLED;
         let expected = Expected::of(kind, &self.keys, sent);
         loop {
-            let found = match kind {
-                Kind::Captcha(captcha) => self.compare_captchas(captcha, &expected)?,
-                Kind::Hit(hit) => self.compare_hits(hit, &expected)?,
-            };
+            let found = self.compare_part(kind, &expected, Part::All)?;
             // An answer may be a moment old, so a counter may still grow, but it never shrinks.
-            let too_high = found.differences.iter().any(|difference| difference.found > difference.at_most);
-            if found.differences.is_empty() || too_high || Instant::now() > end {
+            if found.differences.is_empty() || found.is_too_high() || Instant::now() > end {
                 return Ok(found);
             }
             std::thread::sleep(POLL);
         }
     }
 
-    fn compare_captchas(&mut self, captcha: &Captcha, expected: &Expected) -> Result<Comparison, String> {
+    fn compare_part(&mut self, kind: &Kind, expected: &Expected, part: Part) -> Result<Comparison, String> {
+        match kind {
+            Kind::Captcha(captcha) => self.compare_captchas(captcha, expected, part),
+            Kind::Hit(hit) => self.compare_hits(hit, expected, part),
+        }
+    }
+
+    fn compare_captchas(&mut self, captcha: &Captcha, expected: &Expected, part: Part) -> Result<Comparison, String> {
         let mut found: HashMap<(String, String), [i64; 2]> = HashMap::new();
-        let sites: Vec<&str> = captcha.sites().iter().map(String::as_str).collect();
+        let all = captcha.sites().len();
+        let some = if part == Part::Sample { SAMPLE_SITES.min(all) } else { all };
+        let sites: Vec<&str> = captcha.sites()[..some].iter().map(String::as_str).collect();
         for some in sites.chunks(SITES_AT_ONCE) {
             rows(&mut self.client, some, |site, day, served, solved| {
                 found.insert((site.to_owned(), day.to_owned()), [served, solved]);
             })?;
         }
         let mut comparison = expected.comparison();
-        for (cell, bounds) in expected.cells.iter().enumerate() {
+        // The counters of a site follow each other.
+        for (cell, bounds) in expected.cells[..expected.cells.len() / all * some].iter().enumerate() {
             let (site, day, solved) = captcha.place(cell);
             let key = (site.to_owned(), day.to_owned());
             let there = found.get(&key).map_or(0, |counts| counts[usize::from(solved)]);
@@ -221,9 +251,10 @@ impl Verifier {
         Ok(comparison)
     }
 
-    fn compare_hits(&mut self, hit: &Hit, expected: &Expected) -> Result<Comparison, String> {
+    fn compare_hits(&mut self, hit: &Hit, expected: &Expected, part: Part) -> Result<Comparison, String> {
         let mut comparison = expected.comparison();
-        for (hour, users) in expected.users.iter().enumerate() {
+        let hours = if part == Part::Sample { 1 } else { expected.users.len() };
+        for (hour, users) in expected.users.iter().take(hours).enumerate() {
             let (start, _) = hit.place(hour * 2);
             let (now, before) =
                 (hour_of(&mut self.client, start)?, self.before.get(&start).copied().unwrap_or_default());
@@ -237,7 +268,19 @@ impl Verifier {
     }
 }
 
+/// How much of the report is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Sample,
+    All,
+}
+
 impl Comparison {
+    /// Whether a counter shows more than was sent, which waiting does not mend.
+    fn is_too_high(&self) -> bool {
+        self.differences.iter().any(|difference| difference.found > difference.at_most)
+    }
+
     fn note(&mut self, difference: Option<Difference>) {
         self.counters += 1;
         self.differences.extend(difference);

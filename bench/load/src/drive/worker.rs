@@ -230,6 +230,7 @@ impl Worker {
 
     /// No more requests: only the answers of those under way are waited for.
     fn drain(&mut self, now: u64) {
+        self.dispatch(now);
         self.draining = Some(now);
         let Pace::Open(mut schedule) = self.task.pace else { return };
         // What was due and could not be sent must not be missing from the picture. Which stream it would have been is not known: the first.
@@ -244,7 +245,7 @@ impl Worker {
     fn dispatch(&mut self, now: u64) {
         while self.draining.is_none() {
             let Pace::Open(schedule) = self.task.pace else { return };
-            if schedule.due() > now {
+            if schedule.due() > now || schedule.due() >= self.task.end {
                 return;
             }
             let Some(index) = self.idle.pop_front() else { return };
