@@ -66,6 +66,10 @@ def millrace_binary():
     return Path(os.environ.get("TEST_MILLRACE_BIN") or REPOSITORY / "target" / "debug" / "millrace").absolute()
 
 
+def load_binary():
+    return Path(os.environ.get("TEST_LOAD_BIN") or REPOSITORY / "target" / "debug" / "millrace-load").absolute()
+
+
 class Store:
     """ClickHouse over HTTP, as one user."""
 

@@ -245,7 +245,7 @@ def test_a_server_that_does_not_come_up_is_one_line(installation):
     assert is_one_line(done.stderr) and str(data) in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("script", ["up", "down", "test"])
+@pytest.mark.parametrize("script", ["up", "down", "test", "load"])
 def test_help(script):
     done = subprocess.run([SCRIPTS / script, "--help"], capture_output=True, text=True, check=True)
     assert f"usage: scripts/{script}" in done.stdout and "VAR_DIR" in done.stdout
