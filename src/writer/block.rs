@@ -72,7 +72,7 @@ impl<K: Kind> BlockBuilder<K> {
         let new = seen.insert_all(events, |row| K::key(columns, row));
         let mut run_start = 0;
         for row in 0..=events {
-            if row < events && new[row] {
+            if new.get(row) == Some(&true) {
                 block.counters.count(columns, row);
                 continue;
             }

@@ -32,17 +32,9 @@ impl Line {
     /// Sets a value's bits; `true` when all were set.
     #[inline(always)]
     fn insert(&mut self, value: u128) -> bool {
-        let mut bits = [0_u64; 8];
-        let mut missing = 0;
-        for index in 0..8 {
-            bits[index] = 1 << ((value as u64 >> (6 * index)) & 63);
-        }
-        for index in 0..8 {
-            missing |= !self.0[index] & bits[index];
-        }
-        for index in 0..8 {
-            self.0[index] |= bits[index];
-        }
+        let bits: [u64; 8] = std::array::from_fn(|index| 1 << ((value as u64 >> (6 * index)) & 63));
+        let missing = self.0.iter().zip(bits).fold(0, |missing, (word, bit)| missing | (!word & bit));
+        self.0.iter_mut().zip(bits).for_each(|(word, bit)| *word |= bit);
         missing == 0
     }
 }

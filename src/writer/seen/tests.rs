@@ -1,10 +1,11 @@
 use std::collections::HashSet;
 
+use super::run::Run;
 use super::*;
 use crate::dice::Dice;
 
 /// So small that keys move on all the time.
-const TINY: Sizes = Sizes { flush_keys: 40, fan_in: 3, memory_run_keys: 2_000 };
+const TINY: Sizes = Sizes { flush_keys: 40, fan_in: 3, memory_run_keys: 2_000, record_keys: 200 };
 
 fn key(lane: u8, number: u64) -> Key {
     Key { lane, id: u128::from(number).to_be_bytes() }
@@ -75,7 +76,12 @@ fn every_value_has_its_place() {
         }
         let mut known: Vec<Value> = Vec::new();
         lane.flush();
-        merge::merge(lane.runs(), |slice| Ok(known.extend_from_slice(slice))).expect("no two runs share a value");
+        let runs: Vec<_> = lane.runs().cloned().collect();
+        let each = |slice: &[Value]| {
+            known.extend_from_slice(slice);
+            Ok(())
+        };
+        merge::merge(&runs, each).expect("no two runs share a value");
         assert_eq!(known.len(), model.len());
         assert!(known.iter().all(|value| model.contains(value)) && known.is_sorted_by_key(number_of));
     }
@@ -94,7 +100,7 @@ fn runs_that_share_a_value_are_not_made_one() {
 
 #[test]
 fn memory_follows_the_number_of_keys() {
-    let mut seen = SeenKeys::with_sizes(1, Sizes { flush_keys: 1 << 12, fan_in: 4, memory_run_keys: 1 << 15 });
+    let mut seen = SeenKeys::with_sizes(1, Sizes { flush_keys: 1 << 12, fan_in: 4, memory_run_keys: 1 << 15, ..TINY });
     for thousand in 0..200_u64 {
         let new = seen.insert_all(1_000, |row| Some(key(0, thousand * 1_000 + row as u64)));
         assert!(new.iter().all(|new| *new));
