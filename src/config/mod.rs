@@ -232,6 +232,8 @@ pub struct Writer {
     pub backoff_ms_min: u64,
     /// The longest wait between two tries.
     pub backoff_ms_max: u64,
+    /// The folder of the caches of stored keys; `None` for keeping all keys in memory.
+    pub cache_dir: Option<PathBuf>,
 }
 
 impl Default for Writer {
@@ -244,6 +246,7 @@ impl Default for Writer {
             poll_ms_max: 300_000,
             backoff_ms_min: 100,
             backoff_ms_max: 5_000,
+            cache_dir: None,
         }
     }
 }

@@ -196,6 +196,11 @@ pub const SETTINGS: &[Setting] = &[
     setting!(writer.poll_ms_max, Whole(limits::POLL_MS, "ms"), "how long a writer may go without polling Kafka"),
     setting!(writer.backoff_ms_min, Whole(limits::BACKOFF_MS_MIN, "ms"), "first wait after a failure"),
     setting!(writer.backoff_ms_max, Whole(limits::BACKOFF_MS_MAX, "ms"), "longest wait between two tries"),
+    setting!(
+        writer.cache_dir,
+        Optional(Folder),
+        "folder that keeps the stored keys over a restart; \"\" for keeping them in memory alone"
+    ),
     setting!(interaction.schemas, Optional(Folder), "folder of CATEGORY.NAME.json; \"\" for the built-in types"),
     setting!(interaction.unknown_types, UNKNOWN_TYPES, "what becomes of an event whose type has no schema"),
     setting!(

@@ -1,6 +1,7 @@
 //! The storing side of one kind: recognises the log, then stores what it brings, until the program ends.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -38,9 +39,11 @@ pub fn store_kind<K: Kind>(program: &Arc<Program>, topic: &str) -> Result<(), Ru
     };
     let recognise = recognition::<K>(program.clone(), inspector.clone(), log.clone());
     watch(program, inspector.clone(), topic, observer.clone(), recognise.clone())?;
+    let cache_dir: Option<Arc<Path>> = program.config.writer.cache_dir.as_deref().map(Arc::from);
     let tools = |group| Tools {
         options: options.clone(),
         settings: program.writer_settings,
+        cache_dir: cache_dir.clone(),
         log: log.clone(),
         group,
         inspector: inspector.clone(),

@@ -28,6 +28,12 @@ pub struct StoredOrphans {
     pub rows: u64,
 }
 
+/// How many rows there are.
+#[derive(Clone, Copy, Debug, Row, Deserialize)]
+struct Count {
+    rows: u64,
+}
+
 /// One generation of a log, as recorded when it was opened.
 #[derive(Clone, Debug, PartialEq, Eq, Row, Deserialize)]
 pub struct LogRow {
@@ -86,7 +92,8 @@ impl Store {
         Ok(ledger.first().copied())
     }
 
-    /// Every key stored for a partition before offset `below` of `generation`, and those of all older generations.
+    /// Every key stored for a partition of `generation` from offset `from`, where it is given, to before `below`; without it
+    /// also those of all older generations.
     ///
     /// Keys of older generations come unfiltered by partition, because an older log may have had another number of them:
     /// the caller keeps what belongs to its partition. Those of this generation, which `each` is told, count wherever
@@ -96,13 +103,18 @@ impl Store {
         &self,
         generation: u32,
         partition: u32,
+        from: Option<i64>,
         below: i64,
         mut each: impl FnMut(Key, bool) -> bool,
     ) -> Result<(), StoreError> {
         let KeySql { lane, id, present } = K::KEY_SQL;
+        let (from, older) = match from {
+            Some(from) => (format!("log_offset >= {from} AND "), String::new()),
+            None => (String::new(), format!("log_generation < {generation} OR ")),
+        };
         let sql = format!(
-            "SELECT {lane}, log_generation = {generation}, {id} FROM {} WHERE {present} AND (log_generation < {generation} \
-             OR (log_generation = {generation} AND log_partition = {partition} AND log_offset < {below}))",
+            "SELECT {lane}, log_generation = {generation}, {id} FROM {} WHERE {present} AND ({older}\
+             (log_generation = {generation} AND log_partition = {partition} AND {from}log_offset < {below}))",
             self.table(&events::<K>())
         );
         // One byte for the lane, one for the generation and sixteen for the identity.
@@ -125,6 +137,26 @@ impl Store {
             rest.drain(..whole);
         }
         if rest.is_empty() { Ok(()) } else { Err(StoreError::Unreadable("the stored keys end within a row".into())) }
+    }
+
+    /// How many events are stored of all generations older than `generation`, and of this one in the partition before offset
+    /// `below`.
+    pub async fn stored_rows<K: Kind>(
+        &self,
+        generation: u32,
+        partition: u32,
+        below: i64,
+    ) -> Result<(u64, u64), StoreError> {
+        let older = self.count::<K>(&format!("log_generation < {generation}")).await?;
+        let place = format!("log_generation = {generation} AND log_partition = {partition} AND log_offset < {below}");
+        Ok((older, self.count::<K>(&place).await?))
+    }
+
+    /// The table's order, or a projection's, answers this nearly without reading.
+    async fn count<K: Kind>(&self, condition: &str) -> Result<u64, StoreError> {
+        let sql = format!("SELECT count() AS rows FROM {} WHERE {condition}", self.table(&events::<K>()));
+        let counts: Vec<Count> = self.rows(&sql).await?;
+        Ok(counts.first().map_or(0, |count| count.rows))
     }
 
     /// The generations of a kind's log, oldest first. Of two that were recorded at once the first one counts.

@@ -76,10 +76,10 @@ impl<K: Kind> BlockBuilder<K> {
         let events = columns.len();
         block.events += events as u64;
         // Runs of new events are copied as a whole: duplicates are rare.
+        let new = seen.insert_all(events, |row| K::key(columns, row));
         let mut run_start = 0;
         for row in 0..=events {
-            let new = row < events && K::key(columns, row).is_none_or(|key| seen.insert(key));
-            if new {
+            if new.get(row) == Some(&true) {
                 block.counters.count(columns, row);
                 continue;
             }

@@ -15,7 +15,7 @@
 //! - [`recover`]: what the log, the group and the store know of a partition, and where that says to go on.
 //! - [`halt`]: what stops a partition until an operator has looked at it.
 //! - [`identity`]: whether the log is still the one that was recorded.
-//! - [`seen`]: the keys that are stored already.
+//! - [`seen`]: the keys that are stored already; [`load`] has them at the start of a tenure.
 //! - [`block`]: the new events of a range with their counters; [`rows`] is their form in the store's tables.
 //! - [`fill`], [`worker`], [`members`]: the shell, from the inside out: reading a range, one partition, all partitions of
 //!   this process.
@@ -25,6 +25,7 @@ pub mod claim;
 pub mod fill;
 pub mod halt;
 pub mod identity;
+pub mod load;
 pub mod machine;
 pub mod members;
 pub mod recover;

@@ -4,6 +4,7 @@
 //! that can be lost or answered late happens here; everything that is decided about it happens in the machine. A worker
 //! ends when its tenure ends, and leaves nothing behind that the next one could not take over.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,12 +14,13 @@ use super::claim::{Committed, LastCommit, Tokens};
 use super::fill::{FillError, Filled, Filler};
 use super::halt::{Halt, Place};
 use super::identity::Generation;
+use super::load::{LoadError, Loading};
 use super::machine::{Insert, Limits, Machine, Outcome, Step};
 use super::recover::{Ledger, Orphans, Recovered};
 use super::rows::{Rows, encode};
 use super::seen::SeenKeys;
 use super::{Settings, WriterObserver};
-use crate::kinds::{Kind, partition_of};
+use crate::kinds::Kind;
 use crate::log::consume::Reader;
 use crate::log::group::{Commit, CommitError, Group, Tenure};
 use crate::log::topic::Inspector;
@@ -36,6 +38,8 @@ pub struct Tools {
     pub options: Options,
     /// How much and how long.
     pub settings: Settings,
+    /// Where caches of seen keys lie; `None` for keeping the keys in memory.
+    pub cache_dir: Option<Arc<Path>>,
     /// Which log.
     pub log: Arc<Generation>,
     /// Membership and commits.
@@ -117,6 +121,7 @@ impl<K: Kind> Worker<K> {
                 }
             }
         }
+        self.seen.close();
         self.tools.observer.left(partition);
     }
 
@@ -210,36 +215,22 @@ impl<K: Kind> Worker<K> {
     }
 
     fn load_seen(&mut self, generation: u32, below: i64) -> Outcome {
-        let began = Instant::now();
-        self.tools.observer.recovered(self.tenure.partition, below);
-        let (partition, partitions) = (self.tenure.partition, self.tools.log.partitions() as u32);
-        let (seen, tenure) = (&mut self.seen, &self.tenure);
-        *seen = SeenKeys::new(K::KEY_LANES);
+        let partition = self.tenure.partition;
+        self.tools.observer.recovered(partition, below);
+        // Gone before the next ones come, which may lie in the same files.
+        self.seen = SeenKeys::new(K::KEY_LANES);
         self.held = Held::Nothing;
         self.filler.reset();
-        let mut read = 0u64;
-        let mut active = true;
-        let loading = self.tools.store.stored_keys::<K>(generation, partition, below, |key, of_this_log| {
-            if key.lane < K::KEY_LANES && (of_this_log || partition_of(&key.id, partitions) == partition) {
-                seen.insert(key);
+        let loading = Loading { tools: &self.tools, tenure: &self.tenure, generation, below };
+        match loading.load::<K>() {
+            Ok(seen) => {
+                self.seen = seen;
+                self.tools.observer.seen(partition, self.seen.len() as u64, self.seen.bytes() as u64);
+                Outcome::Done
             }
-            read += 1;
-            // Looked at now and then: a long load ends soon after the tenure.
-            active = !read.is_multiple_of(1 << 20) || tenure.is_active();
-            active
-        });
-        let loaded = self.tools.runtime.block_on(loading);
-        if !active {
-            return Outcome::Fenced;
+            Err(LoadError::Ended) => Outcome::Fenced,
+            Err(LoadError::Store(error)) => self.not_yet("reading the stored keys", &error),
         }
-        if let Err(error) = loaded {
-            return self.not_yet("reading the stored keys", &error);
-        }
-        let keys = self.seen.len();
-        let (kind, seconds) = (K::NAME, began.elapsed().as_secs_f64());
-        tracing::info!(kind, partition, keys, below, seconds, "read the stored keys");
-        self.tools.observer.seen(partition, keys as u64, self.seen.bytes() as u64);
-        Outcome::Done
     }
 
     fn read(&mut self, from: i64, through: Option<i64>) -> Outcome {
@@ -250,6 +241,7 @@ impl<K: Kind> Worker<K> {
         match filled {
             Ok(Some(filled)) => {
                 let outcome = Outcome::Read { last: filled.last, new_events: filled.block.new_events() };
+                self.seen.reached(from, filled.last + 1);
                 self.held = Held::Filled(filled);
                 outcome
             }
@@ -320,6 +312,7 @@ impl<K: Kind> Worker<K> {
         let partition = self.tenure.partition;
         if let Held::Encoded { events, new_events, .. } = std::mem::replace(&mut self.held, Held::Nothing) {
             self.tools.observer.stored(partition, events, new_events, next);
+            self.seen.finished(next, new_events);
             self.tools.observer.seen(partition, self.seen.len() as u64, self.seen.bytes() as u64);
         }
     }

@@ -9,6 +9,7 @@
 //! A seed decides on everything. `SCHEDULES` sets how many seeds are run (10,000 each by default), `SEED` runs one and
 //! shows what happened. What fails prints its seed with everything that happened.
 
+mod caches;
 mod faults;
 mod group;
 mod log;
@@ -69,7 +70,7 @@ fn schedules() -> u64 {
 }
 
 /// What the schedules must have come by, so that their passing means something.
-const INTERESTING: [&str; 14] = [
+const INTERESTING: [&str; 16] = [
     "a claim grew too old and its block was kept",
     "a commit is refused",
     "a membership is lost",
@@ -84,6 +85,8 @@ const INTERESTING: [&str; 14] = [
     "recovery finds a claim with events and without counters",
     "recovery without a commit finds events without counters",
     "recovery without a commit goes by the ledger",
+    "seen keys are recorded",
+    "seen keys come from a cache",
 ];
 
 /// What they must have come by where writers stand still at the worst moment.

@@ -5,11 +5,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::caches::no_keys;
 use super::group::{MemberId, Refused};
 use super::recovering::Reading;
 use super::rules::Rule;
 use super::store::{Applied, InFlight, Part, Rows};
-use super::toy::{Toy, toy_key};
+use super::toy::Toy;
 use super::world::{Faults, Request, World};
 use crate::kinds::Kind;
 use crate::writer::block::{Block, BlockBuilder};
@@ -23,10 +24,13 @@ pub struct Tenure {
     machine: Machine,
     /// Under which membership it began.
     member: MemberId,
-    seen: SeenKeys,
+    /// The keys that it knows.
+    pub seen: SeenKeys,
     /// A block under construction, with the next offset to read.
     building: Option<(BlockBuilder<Toy>, i64)>,
     block: Option<Block<Toy>>,
+    /// The machine's step.
+    asked: Step,
     /// What is left to do of the machine's step: itself, unless a rule is broken.
     todo: VecDeque<Step>,
     /// A claim that a broken rule puts off.
@@ -59,6 +63,21 @@ pub enum Doing {
 }
 
 impl Tenure {
+    /// Forgets what was read.
+    pub fn forget_blocks(&mut self) {
+        (self.building, self.block) = (None, None);
+    }
+
+    /// How many new events the block has that is held.
+    pub fn block_events(&self) -> Option<u64> {
+        self.block.as_ref().map(Block::new_events)
+    }
+
+    /// The keys of its events.
+    pub fn block_keys(&self) -> impl Iterator<Item = u8> {
+        self.block.iter().flat_map(|block| block.columns.keys.iter().copied().flatten())
+    }
+
     /// Leave in good order.
     pub fn leave(&mut self) {
         self.machine.leave();
@@ -78,9 +97,10 @@ impl World {
         Tenure {
             machine,
             member,
-            seen: SeenKeys::new(Toy::KEY_LANES),
+            seen: no_keys(),
             building: None,
             block: None,
+            asked: Step::Recover,
             todo: VecDeque::new(),
             put_off: None,
             doing: Doing::Asking,
@@ -100,7 +120,9 @@ impl World {
             Doing::Waiting(until) if until <= self.now => Doing::Asking,
             Doing::Starting(step) => self.start_step(w, p, t, step),
             Doing::Recovering(reading) => self.recover(p, reading),
-            Doing::Loading { generation, below, until } if until <= self.now => self.load_seen(p, t, generation, below),
+            Doing::Loading { generation, below, until } if until <= self.now => {
+                self.load_seen(w, p, t, generation, below)
+            }
             Doing::Composing(committed) => self.send_commit(w, p, committed),
             Doing::Committing { id, until } => self.await_commit(w, t, id, until),
             Doing::Inserting { id, until } => self.await_insert(id, until),
@@ -128,6 +150,7 @@ impl World {
             Step::Recover if t.block.is_some() => self.cover("a claim grew too old and its block was kept"),
             _ => {}
         }
+        t.asked = step.clone();
         t.todo = self.todo(t, step);
         Some(next_todo(t))
     }
@@ -183,18 +206,6 @@ impl World {
         }
     }
 
-    fn load_seen(&mut self, p: usize, t: &mut Tenure, generation: u32, below: i64) -> Doing {
-        if self.now < self.store_back_at {
-            return Doing::Telling(Outcome::Unknown);
-        }
-        (t.building, t.block) = (None, None);
-        t.seen = SeenKeys::new(Toy::KEY_LANES);
-        for key in self.store.keys(p, generation, below) {
-            t.seen.insert(toy_key(key));
-        }
-        Doing::Telling(Outcome::Done)
-    }
-
     /// Reads a few records; a block is complete after one or several calls.
     fn read(&mut self, p: usize, t: &mut Tenure, from: i64, through: Option<i64>) -> Doing {
         let log = &self.partitions[p].log;
@@ -236,6 +247,7 @@ impl World {
         } else if new_events == 0 {
             self.cover("a range without new events");
         }
+        t.seen.reached(from, through.unwrap_or(next - 1) + 1);
         t.block = Some(block);
         Doing::Telling(Outcome::Read { last: through.unwrap_or(next - 1), new_events })
     }
@@ -336,6 +348,15 @@ impl World {
             return next_todo(t);
         }
         self.note(|| format!("writer {w}/{p}: {outcome:?}"));
+        if let (Outcome::Done, Step::Commit(Committed { generation, next, .. })) = (&outcome, &t.asked) {
+            let (generation, next) = (*generation, *next);
+            self.record_seen(w, p, t, generation, next);
+        }
+        if let (Outcome::Done, Step::Claim(Committed { generation, pending_last: Some(last), .. })) =
+            (&outcome, &t.asked)
+        {
+            self.record_too_early(w, p, t, *generation, *last + 1);
+        }
         t.machine.on(outcome, self.instant());
         Doing::Asking
     }

@@ -48,12 +48,14 @@ pub enum Rule {
     LostLogHalts,
     /// A log that ends before what was read halts the partition.
     TruncatedLogHalts,
+    /// Seen keys are recorded when what they are of is stored, and a cache that is ahead of the store is not used.
+    CacheNotAhead,
     /// Another log under the topic's name is refused.
     IdentityChecked,
 }
 
 /// Every rule, with the scenario that shows that it is broken.
-pub const RULES: [(Rule, Scenario); 21] = [
+pub const RULES: [(Rule, Scenario); 22] = [
     (Rule::ClaimBeforeInsert, Scenario::Faults),
     (Rule::RangeInToken, Scenario::Faults),
     (Rule::SameTokenAgain, Scenario::Faults),
@@ -74,5 +76,6 @@ pub const RULES: [(Rule, Scenario); 21] = [
     (Rule::GenerationOfCommit, Scenario::LogTruncated),
     (Rule::LostLogHalts, Scenario::LogLost),
     (Rule::TruncatedLogHalts, Scenario::LogTruncated),
+    (Rule::CacheNotAhead, Scenario::Faults),
     (Rule::IdentityChecked, Scenario::Recreated),
 ];

@@ -147,10 +147,17 @@ impl Store {
         Some(Orphans { last_min: lasts().min()?, last_max: lasts().max()?, rows: lasts().count() as u64 })
     }
 
-    /// The keys stored in front of an offset of a generation.
-    pub fn keys(&self, partition: usize, generation: u32, below: i64) -> impl Iterator<Item = u8> + '_ {
+    /// The keys stored in front of an offset of a generation, and where it is given not in front of another one.
+    pub fn keys(&self, partition: usize, from: Option<(u32, i64)>, below: (u32, i64)) -> impl Iterator<Item = u8> + '_ {
+        let rows = self.tables[partition].events.iter().map(|row| ((row.position.0, row.position.1), row.key));
+        rows.filter(move |(place, _)| *place < below && from.is_none_or(|from| *place >= from))
+            .filter_map(|(_, key)| key)
+    }
+
+    /// How many events are stored from one offset to before another one.
+    pub fn rows(&self, partition: usize, from: (u32, i64), below: (u32, i64)) -> u64 {
         let rows = self.tables[partition].events.iter();
-        rows.filter(move |row| (row.position.0, row.position.1) < (generation, below)).filter_map(|row| row.key)
+        rows.filter(|row| (from..below).contains(&(row.position.0, row.position.1))).count() as u64
     }
 
     /// The newest counters of a partition are lost, and of their events some are.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use super::caches::Cache;
 use super::group::{Commit, Group, Membership, Refused};
 use super::log::{ModelLog, Truth};
 use super::process::{Life, Process};
@@ -124,6 +125,8 @@ pub struct World {
     pub store: Store,
     /// The writers.
     pub processes: Vec<Process>,
+    /// What they keep on their disks of the seen keys, by process and partition.
+    pub caches: HashMap<(usize, usize), Cache>,
     /// Requests to Kafka by connection: each connection keeps their order, and outlives its process.
     pub connections: Vec<VecDeque<Request>>,
     /// Kafka's answers that were not read yet.
@@ -155,6 +158,7 @@ impl World {
             partitions: (0..partitions).map(|_| partition(&mut rng)).collect(),
             group: Group::new(partitions),
             store: Store::new(partitions, setup.window_ms),
+            caches: HashMap::new(),
             processes: (0..writers).map(|_| Process::new(partitions)).collect(),
             halts: vec![None; partitions],
             setup,
