@@ -244,7 +244,7 @@ pub struct Common {
     /// Load a server that is not on this machine
     #[arg(long)]
     pub allow_remote: bool,
-    /// How long to load before measuring; without it 1s, or nothing when the number of events is given
+    /// How long to load before measuring; without it 1s, or nothing when the number of events is bounded (also by compression)
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub warm_up: Option<Duration>,
     /// How long an answer may take
@@ -341,6 +341,18 @@ impl Mode {
             Mode::Report(report) => &report.check,
             Mode::Hits(hits) => &hits.check,
         }
+    }
+
+    /// Whether the requests are made before the run, so that there are only so many.
+    pub fn is_packed(&self) -> bool {
+        let events = match self {
+            Mode::Single(single) => &single.events,
+            Mode::Bulk(bulk) => &bulk.events,
+            Mode::Mixed(mixed) => &mixed.events,
+            Mode::Hits(hits) => &hits.events,
+            Mode::Report(_) => return false,
+        };
+        events.encoding != Encoding::Plain
     }
 
     /// How long to measure; None when the number of events decides.
