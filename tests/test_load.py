@@ -221,7 +221,7 @@ def test_a_server_that_is_not_there_is_one_line(load):
 
 def test_a_server_that_ends_in_the_middle(load, millrace):
     program = millrace("run")
-    run = load(program, "single", "--duration", "10m", "--connections", 4).under_way()
+    run = load(program, "single", "--duration", "10m", "--warm-up", 0, "--connections", 4).under_way()
     program.kill()
     told = run.end(1)
     assert "cannot be reached any more" in run.err and "refused" in run.err, run.err
@@ -232,7 +232,7 @@ def test_a_server_that_ends_in_the_middle(load, millrace):
 
 def test_what_was_not_acknowledged_may_be_there_or_not(load, millrace):
     program = millrace("run")
-    arguments = ("--rate", 500, "--duration", "8s", "--connections", 16, "--tolerate-errors", "--verify")
+    arguments = ("--rate", 500, "--duration", "8s", "--warm-up", 0, "--connections", 16, "--tolerate-errors", "--verify")
     run = load(program, "single", *arguments).under_way()
     program.kill()
     program.start().wait_ready()
