@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::days;
 use crate::source::Coding;
+use crate::values::{connections, day, duration, rate, share};
 
 /// Loads millrace with events or reads, and tells how fast and how soon it answers.
 ///
-/// Bodies are made before the run and only their keys are rewritten in it, so that the load costs little. Keys, sites and users are new in each run:
-/// --seed and --run-id, which are printed, make the same ones again. Each command has --help.
+/// Bodies are made before the run and only their keys are rewritten in it, so that the load costs little. Keys, sites and
+/// users are new in each run: --seed and --run-id, which are printed, make the same ones again. Each command has --help.
 #[derive(Debug, Parser)]
 #[command(name = "millrace-load", version, max_term_width = 120)]
 pub struct Arguments {
@@ -244,7 +244,7 @@ pub struct Common {
     /// Load a server that is not on this machine
     #[arg(long)]
     pub allow_remote: bool,
-    /// How long to load before measuring; without it 1s, or nothing when the number of events is given
+    /// How long to load before measuring; without it 1s, or nothing when the number of events is bounded (also by compression)
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub warm_up: Option<Duration>,
     /// How long an answer may take
@@ -343,6 +343,18 @@ impl Mode {
         }
     }
 
+    /// Whether the requests are made before the run, so that there are only so many.
+    pub fn is_packed(&self) -> bool {
+        let events = match self {
+            Mode::Single(single) => &single.events,
+            Mode::Bulk(bulk) => &bulk.events,
+            Mode::Mixed(mixed) => &mixed.events,
+            Mode::Hits(hits) => &hits.events,
+            Mode::Report(_) => return false,
+        };
+        events.encoding != Encoding::Plain
+    }
+
     /// How long to measure; None when the number of events decides.
     pub fn duration(&self) -> Option<Duration> {
         let load = match self {
@@ -356,46 +368,6 @@ impl Mode {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    let number = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let unit = match &text[number.len()..] {
-        "ms" => 0.001,
-        "" | "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return Err("a time is a number with ms, s, m or h, such as 30s".to_owned()),
-    };
-    match number.parse::<f64>() {
-        Ok(number) if (0.0..=86_400.0).contains(&(number * unit)) => Ok(Duration::from_secs_f64(number * unit)),
-        _ => Err("a time is a number with ms, s, m or h, such as 30s, at most 24h".to_owned()),
-    }
-}
-
-fn rate(text: &str) -> Result<f64, String> {
-    match text.replace([',', '_'], "").parse() {
-        Ok(rate) if (0.001..=1e8).contains(&rate) => Ok(rate),
-        _ => Err("a rate is a number above 0, such as 5000".to_owned()),
-    }
-}
-
-fn connections(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(connections) if (1..=60_000).contains(&connections) => Ok(connections),
-        _ => Err("connections are 1 to 60000".to_owned()),
-    }
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
-        _ => Err("a share lies from 0 to 1, such as 0.01".to_owned()),
-    }
-}
-
-fn day(text: &str) -> Result<i64, String> {
-    days::parse(text).ok_or_else(|| "a day is a date such as 2021-01-25, from 1970 to 2100".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -404,18 +376,6 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
-    }
-
-    #[test]
-    fn values() {
-        assert_eq!(duration("1.5"), Ok(Duration::from_millis(1500)));
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for wrong in ["", "s", "-1s", "1d", "NaN", "25h"] {
-            assert!(duration(wrong).is_err(), "{wrong}");
-        }
-        assert_eq!(rate("10,000"), Ok(10_000.0));
-        assert!(rate("0").is_err() && rate("inf").is_err() && share("1.1").is_err() && share("NaN").is_err());
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl Client {
     fn request(&mut self, method: &str, path: &str, body: &[u8]) -> Result<Answer, String> {
         let kept = self.stream.is_some();
         match self.try_once(method, path, body) {
-            // A kept connection may have been closed while it was idle; only reads are safe to repeat without a thought, and so is what has keys.
+            // A kept connection may have been closed while it was idle. Reads may be repeated, and so may what has keys.
             Err(_) if kept => self.try_once(method, path, body),
             answer => answer,
         }

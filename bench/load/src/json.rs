@@ -37,7 +37,7 @@ fn phase(phase: &Phase) -> Value {
     let outcome = &phase.outcome;
     let streams: Map<String, Value> =
         outcome.streams.iter().map(|(name, tally)| ((*name).to_owned(), stream(phase, tally))).collect();
-    let accepted: u64 = outcome.streams.iter().map(|(_, tally)| tally.accepted).sum();
+    let all = outcome.all();
     let troubles: Map<String, Value> =
         outcome.first_troubles.iter().map(|(trouble, text)| (trouble.name().to_owned(), json!(text))).collect();
     json!({
@@ -47,14 +47,16 @@ fn phase(phase: &Phase) -> Value {
         "seconds_with_warm_up": outcome.all_seconds,
         "streams": streams,
         "first_errors": troubles,
-        "warm_up_errors": outcome.warm_up_failed,
+        "warm_up_errors": outcome.warm_up.failed(),
+        "events_accepted_with_warm_up": all.accepted,
+        "requests_answered_with_warm_up": all.answered,
         "gave_up": outcome.gave_up,
         "interrupted": outcome.interrupted,
         "own_cpu_s": outcome.cpu.as_secs_f64(),
         "own_worker_cpu_s": outcome.workers_cpu.as_secs_f64(),
         "server_cpu_s": phase.servers.iter().map(|(name, used)| (name.clone(), json!(used))).collect::<Map<_, _>>(),
         "visible_s": phase.visible_s,
-        "visible_events_per_s": phase.visible_s.filter(|visible| *visible > 0.0).map(|visible| accepted as f64 / visible),
+        "visible_events_per_s": phase.visible_s.filter(|visible| *visible > 0.0).map(|visible| all.accepted as f64 / visible),
     })
 }
 

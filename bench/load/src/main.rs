@@ -26,6 +26,7 @@ mod summary;
 mod tally;
 mod target;
 mod template;
+mod values;
 mod verify;
 
 use std::process::ExitCode;

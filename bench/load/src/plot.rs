@@ -9,7 +9,7 @@ use crate::figures;
 const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 540.0;
 const LEFT: f64 = 90.0;
-const RIGHT: f64 = 30.0;
+const RIGHT: f64 = 40.0;
 const TOP: f64 = 84.0;
 const BOTTOM: f64 = 64.0;
 /// Beyond so much between the smallest and the largest latency a linear axis would show only the latter.
@@ -28,7 +28,8 @@ impl Axis {
         if max / min <= LINEAR_SPAN_MAX {
             Axis::Linear { max: round_up(max) }
         } else {
-            Axis::Logarithmic { min: 10f64.powf(min.log10().floor()), max: 10f64.powf(max.log10().ceil()) }
+            let steps = logarithmic_steps(min, max);
+            Axis::Logarithmic { min: steps[0], max: steps[steps.len() - 1] }
         }
     }
 
@@ -43,14 +44,19 @@ impl Axis {
     fn ticks(&self) -> Vec<f64> {
         match self {
             Axis::Linear { max } => (0..=5).map(|fifth| max * f64::from(fifth) / 5.0).collect(),
-            Axis::Logarithmic { min, max } => {
-                let decades = (max / min).log10().round() as i32;
-                let steps: &[f64] = if decades <= 3 { &[1.0, 2.0, 5.0] } else { &[1.0] };
-                let all = (0..decades).flat_map(|decade| steps.iter().map(move |step| step * min * 10f64.powi(decade)));
-                all.chain([*max]).collect()
-            }
+            Axis::Logarithmic { min, max } => logarithmic_steps(*min, *max),
         }
     }
+}
+
+/// 1, 2 and 5 times powers of ten, from the last that is not above `min` to the first that is not below `max`.
+fn logarithmic_steps(min: f64, max: f64) -> Vec<f64> {
+    let decades = (min.log10().floor() as i32 - 1)..=(max.log10().ceil() as i32 + 1);
+    let steps: Vec<f64> = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|step| step * 10f64.powi(decade))).collect();
+    // A thousandth for what powers of ten lose in floating point.
+    let first = steps.iter().rposition(|step| *step <= min * 1.001).unwrap_or(0);
+    let last = steps.iter().position(|step| *step >= max * 0.999).unwrap_or(steps.len() - 1);
+    steps[first..=last].to_vec()
 }
 
 /// The next of 1, 2, 2.5, 5, 10 times a power of ten.
@@ -190,6 +196,7 @@ mod tests {
         assert!(matches!(Axis::of(1e6, 2e7), Axis::Linear { max } if max == 2e7));
         let axis = Axis::of(3e5, 2e8);
         assert!(matches!(axis, Axis::Logarithmic { .. }));
-        assert_eq!((axis.y(1e5), axis.y(1e9)), (HEIGHT - BOTTOM, TOP));
+        assert_eq!((axis.y(2e5), axis.y(2e8)), (HEIGHT - BOTTOM, TOP));
+        assert_eq!(axis.ticks(), [2e5, 5e5, 1e6, 2e6, 5e6, 1e7, 2e7, 5e7, 1e8, 2e8]);
     }
 }

@@ -80,7 +80,7 @@ impl<'a> Session<'a> {
                 .map_err(|error| format!("signals cannot be caught: {error}"))?;
         }
         let duration = mode.duration();
-        let warm_up = if duration.is_some() { Duration::from_secs(1) } else { Duration::ZERO };
+        let warm_up = if duration.is_some() && !mode.is_packed() { Duration::from_secs(1) } else { Duration::ZERO };
         let plan = Plan {
             address: target.address,
             warm_up: common.warm_up.unwrap_or(warm_up),

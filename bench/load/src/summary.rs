@@ -26,7 +26,7 @@ impl Phase {
     }
 
     pub fn failed(&self) -> u64 {
-        self.outcome.warm_up_failed + self.outcome.streams.iter().map(|(_, tally)| tally.failed()).sum::<u64>()
+        self.outcome.warm_up.failed() + self.outcome.streams.iter().map(|(_, tally)| tally.failed()).sum::<u64>()
     }
 
     /// Good answers a second.
@@ -88,8 +88,8 @@ pub fn print(phases: &[Phase]) {
 
 fn print_costs(phase: &Phase) {
     let (outcome, title) = (&phase.outcome, format!("cpu{}", phase.suffix));
-    let requests: u64 = outcome.streams.iter().map(|(_, tally)| tally.answered).sum();
-    let events: u64 = outcome.streams.iter().map(|(_, tally)| tally.accepted + tally.rejected).sum();
+    let all = outcome.all();
+    let (requests, events) = (all.answered, all.accepted + all.rejected);
     let own = outcome.cpu.as_secs_f64();
     let mut line = format!("{title}: millrace-load {own:.2} s in {:.1} s", outcome.all_seconds);
     if events > requests {
@@ -106,11 +106,10 @@ fn print_costs(phase: &Phase) {
     }
     out::line(line);
     if let Some(visible) = phase.visible_s {
-        let accepted: u64 = outcome.streams.iter().map(|(_, tally)| tally.accepted).sum();
         out::line(format!(
             "visible{}: all of it in the report after {visible:.2} s ({} events/s)",
             phase.suffix,
-            figures::rate(per(accepted as f64, visible))
+            figures::rate(per(all.accepted as f64, visible))
         ));
     }
 }

@@ -1,8 +1,10 @@
 //! Drives the load: opens the connections, starts the workers, gathers what they count, second by second.
 
+mod answer;
 mod connection;
 mod judge;
 pub mod pace;
+mod task;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -14,7 +16,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use self::pace::{Clock, Intervals, Pace, Schedule};
-use self::worker::{End, News, Task, Worker};
+use self::task::{End, News, Task};
+use self::worker::Worker;
 use crate::cpu;
 use crate::source::Source;
 use crate::tally::{Tally, Trouble};
@@ -58,8 +61,8 @@ pub struct Second<'a> {
 pub struct Outcome {
     /// By stream, without the warm-up.
     pub streams: Vec<(&'static str, Tally)>,
-    /// Failures of the warm-up, which count as failures too.
-    pub warm_up_failed: u64,
+    /// All of the warm-up: its failures count as failures, its events are in the report, its work was done.
+    pub warm_up: Tally,
     pub started: SystemTime,
     /// From the end of the warm-up to the last answer.
     pub seconds: f64,
@@ -76,6 +79,15 @@ pub struct Outcome {
     pub sources: Vec<Vec<Source>>,
     /// When it began, as other clocks count from it.
     pub began: Instant,
+}
+
+impl Outcome {
+    /// All that was done, the warm-up included.
+    pub fn all(&self) -> Tally {
+        let mut all = self.warm_up.clone();
+        self.streams.iter().for_each(|(_, tally)| all.add(tally));
+        all
+    }
 }
 
 /// Shares a number out as evenly as it goes.
@@ -137,7 +149,7 @@ struct Gathering {
     next: Vec<Option<u64>>,
     told: u64,
     totals: Vec<Tally>,
-    warm_up_failed: u64,
+    warm_up: Tally,
     ends: BTreeMap<usize, End>,
 }
 
@@ -145,7 +157,7 @@ impl Gathering {
     fn new(names: Vec<&'static str>, places: Vec<usize>, intervals: Intervals) -> Gathering {
         let (totals, next) = (vec![Tally::default(); names.len()], vec![Some(0); places.len()]);
         let (open, ends) = (BTreeMap::new(), BTreeMap::new());
-        Gathering { names, places, intervals, open, next, told: 0, totals, warm_up_failed: 0, ends }
+        Gathering { names, places, intervals, open, next, told: 0, totals, warm_up: Tally::default(), ends }
     }
 
     fn gather(&mut self, news: &Receiver<News>, plan: &Plan, stop: &AtomicBool, each: &mut impl FnMut(&Second)) {
@@ -181,7 +193,7 @@ impl Gathering {
             let (start, end) = (self.intervals.start(self.told), self.intervals.end(self.told));
             let is_warm_up = self.intervals.is_warm_up(self.told);
             if is_warm_up {
-                self.warm_up_failed += tallies.iter().map(Tally::failed).sum::<u64>();
+                tallies.iter().for_each(|tally| self.warm_up.add(tally));
             } else {
                 self.totals.iter_mut().zip(&tallies).for_each(|(total, tally)| total.add(tally));
             }
@@ -209,7 +221,7 @@ impl Gathering {
         }
         Outcome {
             streams: self.names.into_iter().zip(self.totals).collect(),
-            warm_up_failed: self.warm_up_failed,
+            warm_up: self.warm_up,
             started,
             seconds: (last_answer - plan.warm_up.as_secs_f64()).max(0.0),
             all_seconds: last_answer,

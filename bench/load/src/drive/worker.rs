@@ -5,25 +5,20 @@
 //! kernel wakes the thread for the next one, to the microsecond.
 
 use std::collections::VecDeque;
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::mem;
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 use super::connection::{Connection, State};
-use super::judge::{Verdict, judge};
-use super::pace::{Clock, Intervals, Pace, SECOND};
-use crate::ledger::Fate;
-use crate::source::Source;
+use super::pace::{Clock, Pace, SECOND};
+use super::task::{End, News, Task};
 use crate::tally::{Tally, Trouble};
 
 const TIMER: Token = Token(usize::MAX);
@@ -35,70 +30,29 @@ const CONNECT_NS_MAX: u64 = 5 * SECOND;
 /// Large enough that a report's page takes few reads.
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// What a worker is to do.
-pub struct Task {
-    pub address: SocketAddr,
-    /// Connected sockets.
-    pub sockets: Vec<std::net::TcpStream>,
-    pub source: Source,
-    /// How many streams the source has.
-    pub streams: usize,
-    pub pace: Pace,
-    pub intervals: Intervals,
-    /// When no more requests become due.
-    pub end: u64,
-    pub timeout: Duration,
-    /// Whether to go on while the server is away.
-    pub tolerate: bool,
-    pub stop: Arc<AtomicBool>,
-}
-
-/// What a worker tells.
-pub enum News {
-    /// The tallies, by stream, of one interval; in order, none left out.
-    Interval {
-        worker: usize,
-        index: u64,
-        tallies: Vec<Tally>,
-    },
-    Done {
-        worker: usize,
-        end: Box<End>,
-    },
-}
-
-/// The end of a worker.
-pub struct End {
-    pub source: Source,
-    /// When the last answer came.
-    pub last_answer: u64,
-    pub cpu: Duration,
-    /// For each kind of trouble that there was, the first.
-    pub first_troubles: Vec<(Trouble, String)>,
-    /// Why it ended before its time.
-    pub gave_up: Option<String>,
-}
-
+/// A thread's state; how answers come in is in `answer`.
 pub struct Worker {
-    number: usize,
-    task: Task,
-    clock: Clock,
-    news: Sender<News>,
-    poll: Poll,
-    timer: OwnedFd,
-    connections: Vec<Connection>,
-    idle: VecDeque<usize>,
-    busy: usize,
-    buffer: Vec<u8>,
-    tallies: Vec<Tally>,
-    interval: u64,
-    next_chores: u64,
+    pub(super) number: usize,
+    pub(super) task: Task,
+    pub(super) clock: Clock,
+    pub(super) news: Sender<News>,
+    pub(super) poll: Poll,
+    pub(super) timer: OwnedFd,
+    /// The due time that the timer was last set for.
+    pub(super) armed: u64,
+    pub(super) connections: Vec<Connection>,
+    pub(super) idle: VecDeque<usize>,
+    pub(super) busy: usize,
+    pub(super) buffer: Vec<u8>,
+    pub(super) tallies: Vec<Tally>,
+    pub(super) interval: u64,
+    pub(super) next_chores: u64,
     /// Set when no more requests are to be sent: since when.
-    draining: Option<u64>,
-    all_down_since: Option<u64>,
-    last_answer: u64,
-    first_troubles: Vec<(Trouble, String)>,
-    gave_up: Option<String>,
+    pub(super) draining: Option<u64>,
+    pub(super) all_down_since: Option<u64>,
+    pub(super) last_answer: u64,
+    pub(super) first_troubles: Vec<(Trouble, String)>,
+    pub(super) gave_up: Option<String>,
 }
 
 impl Worker {
@@ -119,6 +73,7 @@ impl Worker {
             news,
             poll,
             timer,
+            armed: u64::MAX,
             connections,
             idle: VecDeque::new(),
             busy: 0,
@@ -168,11 +123,15 @@ impl Worker {
             && self.draining.is_none()
             && !self.idle.is_empty()
         {
-            // Epoll's own time-out is in milliseconds; the timer, armed anew each time, needs no reading.
-            let wait = schedule.due().saturating_sub(self.clock.now()).max(1);
-            let it_value = Timespec { tv_sec: (wait / SECOND) as i64, tv_nsec: (wait % SECOND) as i64 };
-            let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
-            rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
+            // Epoll's own time-out is in milliseconds; the timer, set anew for each due time, needs no reading.
+            let due = schedule.due();
+            if self.armed != due {
+                let wait = due.saturating_sub(self.clock.now()).max(1);
+                let it_value = Timespec { tv_sec: (wait / SECOND) as i64, tv_nsec: (wait % SECOND) as i64 };
+                let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
+                rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
+                self.armed = due;
+            }
         }
         if self.draining.is_none() {
             until = until.min(self.task.end);
@@ -254,7 +213,7 @@ impl Worker {
     }
 
     /// A connection is free: sends its next request if one is due.
-    fn feed(&mut self, index: usize, now: u64) {
+    pub(super) fn feed(&mut self, index: usize, now: u64) {
         self.connections[index].state = State::Idle;
         if self.draining.is_some() || self.connections[index].spent {
             return;
@@ -296,188 +255,6 @@ impl Worker {
         }
     }
 
-    fn write(&mut self, index: usize, now: u64) {
-        let connection = &mut self.connections[index];
-        let Some(stream) = &mut connection.stream else { return };
-        loop {
-            let bytes = if connection.rest.is_empty() {
-                self.task.source.bytes(index, &connection.request)
-            } else {
-                &connection.rest
-            };
-            let bytes = &bytes[bytes.len() - connection.left..];
-            match stream.write(bytes) {
-                Ok(written) if written == bytes.len() => {
-                    connection.left = 0;
-                    connection.rest.clear();
-                    return;
-                }
-                Ok(written) => {
-                    connection.left -= written;
-                    if connection.rest.is_empty() && !self.task.source.lasts() {
-                        connection.rest = bytes[written..].to_vec();
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if connection.rest.is_empty() && !self.task.source.lasts() {
-                        connection.rest = bytes.to_vec();
-                    }
-                    return;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    // An answer may have come before the server closed.
-                    if !self.read(index, true) && self.connections[index].state == State::Busy {
-                        self.fail(index, Trouble::Cut, format!("the connection was closed: {error}"), now);
-                    }
-                    return;
-                }
-            }
-        }
-    }
-
-    fn ready(&mut self, event: &Event) {
-        let index = event.token().0;
-        match self.connections[index].state {
-            State::Busy => {
-                if self.connections[index].left > 0 && event.is_writable() {
-                    let now = self.clock.now();
-                    self.write(index, now);
-                }
-                if self.connections[index].state == State::Busy && (event.is_readable() || event.is_read_closed()) {
-                    self.read(index, event.is_read_closed());
-                }
-            }
-            State::Connecting { .. } => {
-                let now = self.clock.now();
-                match self.connections[index].opened() {
-                    Ok(true) => self.feed(index, now),
-                    Ok(false) => {}
-                    Err(error) => self.refused(index, error.to_string(), now),
-                }
-            }
-            // Closed by the server while nothing was under way: opened again when the chores come to it.
-            State::Idle if event.is_read_closed() || event.is_error() => {
-                let now = self.clock.now();
-                self.down(index, now);
-            }
-            State::Idle | State::Down { .. } => {}
-        }
-    }
-
-    /// Reads what has come; `ending` when the server has closed its side. Whether the request is settled.
-    fn read(&mut self, index: usize, ending: bool) -> bool {
-        let mut buffer = mem::take(&mut self.buffer);
-        let connection = &mut self.connections[index];
-        let settled = loop {
-            let Some(stream) = &mut connection.stream else { break None };
-            match stream.read(&mut buffer) {
-                Ok(0) => {
-                    break Some(Err((
-                        Trouble::Cut,
-                        "the connection was closed before the answer was whole".to_owned(),
-                    )));
-                }
-                Ok(length) => match connection.reader.take(&buffer[..length]) {
-                    Ok(true) => break Some(Ok(())),
-                    // Less than there was room for: more will wake us, unless the end has come already.
-                    Ok(false) if length < buffer.len() && !ending => break None,
-                    Ok(false) => {}
-                    Err(broken) => break Some(Err((Trouble::Broken, broken.to_string()))),
-                },
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break None,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => break Some(Err((Trouble::Cut, format!("the connection was cut: {error}")))),
-            }
-        };
-        self.buffer = buffer;
-        let now = self.clock.now();
-        match settled {
-            Some(Ok(())) => self.answered(index, ending, now),
-            Some(Err((trouble, text))) => self.fail(index, trouble, text, now),
-            None => return false,
-        }
-        true
-    }
-
-    /// The answer is whole.
-    fn answered(&mut self, index: usize, ending: bool, now: u64) {
-        let connection = &mut self.connections[index];
-        let tally = &mut self.tallies[usize::from(connection.request.stream)];
-        let reader = &connection.reader;
-        tally.status(reader.status());
-        tally.bytes_received += reader.bytes();
-        let verdict = judge(connection.request.expected, reader.status(), reader.body());
-        match verdict {
-            Verdict::Good { accepted, rejected } => {
-                tally.answered += 1;
-                (tally.accepted, tally.rejected) = (tally.accepted + accepted, tally.rejected + rejected);
-                tally.latency.saturating_record(now - connection.due);
-                connection.served();
-                self.last_answer = now;
-            }
-            Verdict::Wrong(trouble, _) => {
-                tally.trouble(trouble);
-                let text = format!("{}: {}", reader.status(), String::from_utf8_lossy(reader.body()));
-                note_first(&mut self.first_troubles, trouble, text);
-            }
-        }
-        self.task.source.note(index, &connection.request, verdict.fate());
-        self.busy -= 1;
-        // A request that was not even sent whole leaves the connection in the middle of it.
-        let closes = ending || connection.reader.closes() || connection.left > 0;
-        connection.reader.reset();
-        connection.rest.clear();
-        if closes {
-            connection.state = State::Idle;
-            self.down(index, now);
-        } else {
-            self.feed(index, now);
-        }
-    }
-
-    /// The request under way has failed, and its connection with it.
-    fn fail(&mut self, index: usize, trouble: Trouble, text: String, now: u64) {
-        let connection = &mut self.connections[index];
-        let tally = &mut self.tallies[usize::from(connection.request.stream)];
-        tally.trouble(trouble);
-        tally.latency.saturating_record(now - connection.due);
-        note_first(&mut self.first_troubles, trouble, text);
-        self.task.source.note(index, &connection.request, Fate::Unknown);
-        self.busy -= 1;
-        self.down(index, now);
-    }
-
-    /// A connection could not be opened.
-    fn refused(&mut self, index: usize, text: String, now: u64) {
-        self.tallies[0].trouble(Trouble::Connect);
-        note_first(&mut self.first_troubles, Trouble::Connect, text);
-        self.down(index, now);
-    }
-
-    fn down(&mut self, index: usize, now: u64) {
-        self.idle.retain(|&idle| idle != index);
-        self.connections[index].close(now);
-        if let State::Down { retry_at } = self.connections[index].state
-            && retry_at <= now
-            && self.wants(index)
-        {
-            self.reconnect(index, now);
-        }
-    }
-
-    /// Whether a connection is still needed.
-    fn wants(&self, index: usize) -> bool {
-        self.draining.is_none() && !self.connections[index].spent
-    }
-
-    fn reconnect(&mut self, index: usize, now: u64) {
-        let opened = self.connections[index].open(self.task.address, Token(index), self.poll.registry(), now);
-        if let Err(error) = opened {
-            self.refused(index, error.to_string(), now);
-        }
-    }
-
     fn tell_interval(&mut self) {
         let tallies = mem::replace(&mut self.tallies, vec![Tally::default(); self.task.streams]);
         // Nobody listens any more when the program is ending.
@@ -496,11 +273,5 @@ impl Worker {
             gave_up: self.gave_up,
         };
         let _ = self.news.send(News::Done { worker: self.number, end: Box::new(end) });
-    }
-}
-
-fn note_first(troubles: &mut Vec<(Trouble, String)>, trouble: Trouble, text: String) {
-    if troubles.iter().all(|(known, _)| *known != trouble) {
-        troubles.push((trouble, text));
     }
 }
