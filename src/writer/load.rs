@@ -62,7 +62,7 @@ impl Loading<'_> {
         }
         let (partition, keys, below) = (self.tenure.partition, seen.len(), self.below);
         let seconds = began.elapsed().as_secs_f64();
-        tracing::info!(partition, keys, cached, below, seconds, "read the stored keys");
+        tracing::info!(kind = K::NAME, partition, keys, cached, below, seconds, "read the stored keys");
         Ok(seen)
     }
 
@@ -187,12 +187,19 @@ impl Loading<'_> {
 
     fn refuse<T>(&self, reason: &str) -> Option<T> {
         let partition = self.tenure.partition;
-        tracing::warn!(partition, reason, "the cache of seen keys cannot be used, reading all keys from ClickHouse");
+        let topic = &self.tenure.topic;
+        tracing::warn!(
+            topic,
+            partition,
+            reason,
+            "the cache of seen keys cannot be used, reading all keys from ClickHouse"
+        );
         None
     }
 
     fn without_cache(&self, reason: &str) {
         let partition = self.tenure.partition;
-        tracing::warn!(partition, reason, "there is no cache of seen keys for now, they stay in memory");
+        let topic = &self.tenure.topic;
+        tracing::warn!(topic, partition, reason, "there is no cache of seen keys for now, they stay in memory");
     }
 }

@@ -45,7 +45,10 @@ impl World {
             }
         }
         let keys: Vec<u8> = self.store.keys(p, from, (generation, below)).collect();
-        let all_new = keys.into_iter().fold(true, |all, key| t.seen.insert(toy_key(key)) && all);
+        let mut all_new = true;
+        for key in keys {
+            all_new &= t.seen.insert(toy_key(key));
+        }
         if from.is_some() {
             self.cover("seen keys come from a cache");
             if !all_new && self.obeys(Rule::CacheNotAhead) {
