@@ -127,10 +127,10 @@ impl Cache {
         self.collect(lanes, false)?;
         loop {
             let keys: u64 = lanes.iter().map(Lane::len).sum();
+            // Nothing recorded and nothing to record are the same.
+            let due = self.recorded.map_or(1, |_| self.recorded_keys + sizes.record_keys);
             if self.to_record.is_none() {
-                if self.recorded != Some(covered)
-                    && (must || self.recorded.is_none() || keys >= self.recorded_keys + sizes.record_keys)
-                {
+                if self.recorded != Some(covered) && (must || keys >= due) {
                     self.flush(lanes, 1);
                     self.to_record = Some(covered);
                 } else {
@@ -149,6 +149,9 @@ impl Cache {
 
     /// Writes and records everything, gives up merges, and ends.
     pub fn close(mut self, lanes: &mut [Lane], sizes: Sizes, covered: Covered) -> io::Result<()> {
+        if self.recorded.is_none() && lanes.iter().all(|lane| lane.len() == 0) {
+            return Ok(());
+        }
         self.closing = true;
         self.keeper.hurry();
         while self.recorded != Some(covered) {
