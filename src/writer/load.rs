@@ -1,8 +1,9 @@
-//! The seen keys of a partition at the start of a tenure: out of the cache of the last one as far as that goes, the rest out of
-//! ClickHouse.
+//! The seen keys of a partition at the start of a tenure: out of the cache of the last one as far as that goes, the
+//! rest out of ClickHouse.
 //!
-//! ClickHouse's events are the truth. A cache is used only when it is that of this very log and partition, is not ahead of what
-//! is stored, is undamaged, and when as many events are stored as it was made of. Any doubt throws it away, and all keys are read.
+//! ClickHouse's events are the truth. A cache is used only when it is that of this very log and partition, is not
+//! ahead of what is stored, is undamaged, and when as many events are stored as it was made of. Any doubt throws it
+//! away, and all keys are read.
 
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
@@ -53,7 +54,8 @@ pub struct Loading<'w, K: Kind> {
 }
 
 impl<K: Kind> Loading<'_, K> {
-    /// The keys of everything stored below the offset. Whatever held the partition's keys before, in this worker, must be gone.
+    /// The keys of everything stored below the offset. Whatever held the partition's keys before, in this worker,
+    /// must be gone.
     pub fn load(&self) -> Result<SeenKeys, LoadError> {
         let began = Instant::now();
         let (mut seen, cached) = match self.cached()? {
@@ -69,8 +71,8 @@ impl<K: Kind> Loading<'_, K> {
         Ok(seen)
     }
 
-    /// The keys out of the cache and the rest out of ClickHouse, and how many were in the cache; `None` when there is no cache
-    /// that may be used.
+    /// The keys out of the cache and the rest out of ClickHouse, and how many were in the cache; `None` when there is
+    /// no cache that may be used.
     fn cached(&self) -> Result<Option<(SeenKeys, usize)>, LoadError> {
         let Some(folder) = self.folder() else { return Ok(None) };
         let Some(manifest) = self.manifest(&folder)? else { return Ok(None) };

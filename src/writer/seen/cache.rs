@@ -1,8 +1,8 @@
 //! Keeps the runs of a partition's seen keys in files, so that the next tenure need not read them out of ClickHouse.
 //!
-//! A cache and never the truth: it may be lost or be behind at any time. It is never ahead of what is stored and committed,
-//! since recent keys become runs only when no range is unfinished; a key that was seen but is not stored would have the event
-//! dropped when it comes again.
+//! A cache and never the truth: it may be lost or be behind at any time. It is never ahead of what is stored and
+//! committed, since recent keys become runs only when no range is unfinished; a key that was seen but is not stored
+//! would have the event dropped when it comes again.
 
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
@@ -121,8 +121,8 @@ impl Cache {
         Ok(())
     }
 
-    /// When no range is unfinished and the keys are those of `covered`: keys become runs, and what they are is recorded when
-    /// nothing was so far, when there are many new ones, or when it `must` be.
+    /// When no range is unfinished and the keys are those of `covered`: keys become runs, and what they are is
+    /// recorded when nothing was so far, when there are many new ones, or when it `must` be.
     pub fn advance(&mut self, lanes: &mut [Lane], sizes: Sizes, covered: Covered, must: bool) -> io::Result<()> {
         self.collect(lanes, false)?;
         loop {
