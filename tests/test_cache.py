@@ -35,14 +35,14 @@ def program(millrace, cache):
 
 
 def said(program, message):
-    """The fields of the log lines with this message, of the captcha events' writer."""
+    """The log lines with this message, of the writer of captcha events."""
     lines = [json.loads(line) for line in program.log_text().splitlines() if message in line]
-    return [line for line in lines if "captcha" in line.get("threadName", line.get("thread", "write-captcha"))]
+    return [line for line in lines if line["kind"] == "captcha"]
 
 
 def loaded(program):
     """How many keys the program has at its start, and how many of them the cache had."""
-    told = [line.get("fields", line) for line in said(program, LOADED)]
+    told = said(program, LOADED)
     return sum(line["keys"] for line in told), sum(line["cached"] for line in told)
 
 

@@ -24,6 +24,9 @@ CONNECTIONS = 4
 PLAIN = "bench_plain"
 DAYS = [f"2021-01-{day:02}" for day in range(1, 31)]
 RECORD_EVENTS = 10_000
+# The embedded engine has the table engine, and reads nothing with it.
+ENGINE_FIRST_S = 20
+ENGINE_S = 300
 
 
 def json_rows(clickhouse, events):
@@ -149,12 +152,14 @@ def kafka_engine(box, topic_prefix, events):
             return None
         began = time.perf_counter()
         box.clickhouse.query(f"CREATE MATERIALIZED VIEW {PLAIN}.move TO {PLAIN}.events AS SELECT * FROM {PLAIN}.log")
-        end = began + 300
-        while int(box.clickhouse.query(f"SELECT count() FROM {PLAIN}.events")) < events:
-            if time.perf_counter() > end:
-                print("    ClickHouse's Kafka engine did not move the log in 300 s", file=sys.stderr)
+        moved = 0
+        while moved < events:
+            seconds = time.perf_counter() - began
+            if seconds > (ENGINE_S if moved else ENGINE_FIRST_S):
+                print(f"    ClickHouse's Kafka engine moved {moved:,} events in {seconds:.0f} s", file=sys.stderr)
                 return None
             time.sleep(0.05)
+            moved = int(box.clickhouse.query(f"SELECT count() FROM {PLAIN}.events"))
         return time.perf_counter() - began
 
 

@@ -1,9 +1,11 @@
-//! The seen keys of a partition at the start of a tenure: out of the cache of the last one as far as that goes, the rest out of
-//! ClickHouse.
+//! The seen keys of a partition at the start of a tenure: out of the cache of the last one as far as that goes, the
+//! rest out of ClickHouse.
 //!
-//! ClickHouse's events are the truth. A cache is used only when it is that of this very log and partition, is not ahead of what
-//! is stored, is undamaged, and when as many events are stored as it was made of. Any doubt throws it away, and all keys are read.
+//! ClickHouse's events are the truth. A cache is used only when it is that of this very log and partition, is not
+//! ahead of what is stored, is undamaged, and when as many events are stored as it was made of. Any doubt throws it
+//! away, and all keys are read.
 
+use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 use super::seen::folder::{self, Folder};
@@ -38,7 +40,7 @@ impl From<StoreError> for LoadError {
 }
 
 /// What keys are loaded for.
-pub struct Loading<'w> {
+pub struct Loading<'w, K: Kind> {
     /// What to do it with.
     pub tools: &'w Tools,
     /// The partition, and how long.
@@ -47,18 +49,21 @@ pub struct Loading<'w> {
     pub generation: u32,
     /// Keys that are stored at this offset or later do not count.
     pub below: i64,
+    /// Of which events.
+    pub kind: PhantomData<K>,
 }
 
-impl Loading<'_> {
-    /// The keys of everything stored below the offset. Whatever held the partition's keys before, in this worker, must be gone.
-    pub fn load<K: Kind>(&self) -> Result<SeenKeys, LoadError> {
+impl<K: Kind> Loading<'_, K> {
+    /// The keys of everything stored below the offset. Whatever held the partition's keys before, in this worker,
+    /// must be gone.
+    pub fn load(&self) -> Result<SeenKeys, LoadError> {
         let began = Instant::now();
-        let (mut seen, cached) = match self.cached::<K>()? {
+        let (mut seen, cached) = match self.cached()? {
             Some(found) => found,
-            None => (self.all::<K>()?, 0),
+            None => (self.all()?, 0),
         };
         if seen.has_cache() {
-            seen.loaded(Covered { below: self.below, rows: self.stored_rows::<K>(self.below)? });
+            seen.loaded(Covered { below: self.below, rows: self.stored_rows(self.below)? });
         }
         let (partition, keys, below) = (self.tenure.partition, seen.len(), self.below);
         let seconds = began.elapsed().as_secs_f64();
@@ -66,36 +71,36 @@ impl Loading<'_> {
         Ok(seen)
     }
 
-    /// The keys out of the cache and the rest out of ClickHouse, and how many were in the cache; `None` when there is no cache
-    /// that may be used.
-    fn cached<K: Kind>(&self) -> Result<Option<(SeenKeys, usize)>, LoadError> {
-        let Some(folder) = self.folder::<K>() else { return Ok(None) };
-        let Some(manifest) = self.manifest::<K>(&folder)? else { return Ok(None) };
+    /// The keys out of the cache and the rest out of ClickHouse, and how many were in the cache; `None` when there is
+    /// no cache that may be used.
+    fn cached(&self) -> Result<Option<(SeenKeys, usize)>, LoadError> {
+        let Some(folder) = self.folder() else { return Ok(None) };
+        let Some(manifest) = self.manifest(&folder)? else { return Ok(None) };
         let (mut seen, covered) = match SeenKeys::open(folder, manifest, Sizes::LARGE) {
             Ok(opened) => opened,
             Err(error) => return Ok(self.refuse(&error.to_string())),
         };
         let cached = seen.len();
-        if covered.below < self.below && !self.read::<K>(&mut seen, Some(covered.below))? {
+        if covered.below < self.below && !self.read(&mut seen, Some(covered.below))? {
             return Ok(self.refuse("it has keys that are stored behind what it should have"));
         }
         Ok(Some((seen, cached)))
     }
 
     /// All keys out of ClickHouse, into an empty cache where there can be one.
-    fn all<K: Kind>(&self) -> Result<SeenKeys, LoadError> {
-        let cached = self.folder::<K>().and_then(|folder| {
-            SeenKeys::cached(folder, self.identity::<K>(), Sizes::LARGE)
+    fn all(&self) -> Result<SeenKeys, LoadError> {
+        let cached = self.folder().and_then(|folder| {
+            SeenKeys::cached(folder, self.identity(), Sizes::LARGE)
                 .map_err(|error| self.without_cache(&error.to_string()))
                 .ok()
         });
         let mut seen = cached.unwrap_or_else(|| SeenKeys::new(K::KEY_LANES));
-        self.read::<K>(&mut seen, None)?;
+        self.read(&mut seen, None)?;
         Ok(seen)
     }
 
     /// The partition's folder, where one is configured and nobody else has it.
-    fn folder<K: Kind>(&self) -> Option<Folder> {
+    fn folder(&self) -> Option<Folder> {
         let root = self.tools.cache_dir.as_deref()?;
         let until = Instant::now() + LOCK_WAIT;
         let folder = loop {
@@ -119,23 +124,23 @@ impl Loading<'_> {
     }
 
     /// What the folder holds, when it may be used by all that can be told without reading it.
-    fn manifest<K: Kind>(&self, folder: &Folder) -> Result<Option<Manifest>, LoadError> {
+    fn manifest(&self, folder: &Folder) -> Result<Option<Manifest>, LoadError> {
         let found = match folder.manifest() {
             Ok(Some(manifest)) => manifest,
             Ok(None) => return Ok(None),
             Err(reason) => return Ok(self.refuse(&reason)),
         };
-        if let Err(reason) = found.fits(&self.identity::<K>(), self.below) {
+        if let Err(reason) = found.fits(&self.identity(), self.below) {
             return Ok(self.refuse(&reason));
         }
-        if let Err(reason) = found.agrees(self.stored_rows::<K>(found.below)?) {
+        if let Err(reason) = found.agrees(self.stored_rows(found.below)?) {
             return Ok(self.refuse(&reason));
         }
         Ok(Some(found))
     }
 
     /// Adds what ClickHouse has from an offset on, or all of it without one. Tells whether all of that was new.
-    fn read<K: Kind>(&self, seen: &mut SeenKeys, from: Option<i64>) -> Result<bool, LoadError> {
+    fn read(&self, seen: &mut SeenKeys, from: Option<i64>) -> Result<bool, LoadError> {
         let (partition, partitions) = (self.tenure.partition, self.tools.log.partitions() as u32);
         let mut keys: Vec<Key> = Vec::with_capacity(TOGETHER);
         let (mut read, mut all_new, mut active) = (0_u64, true, true);
@@ -165,13 +170,13 @@ impl Loading<'_> {
         Ok(all_new)
     }
 
-    fn stored_rows<K: Kind>(&self, below: i64) -> Result<StoredRows, StoreError> {
+    fn stored_rows(&self, below: i64) -> Result<StoredRows, StoreError> {
         let counting = self.tools.store.stored_rows::<K>(self.generation, self.tenure.partition, below);
         let (older, own) = self.tools.runtime.block_on(counting)?;
         Ok(StoredRows { older, own })
     }
 
-    fn identity<K: Kind>(&self) -> Identity {
+    fn identity(&self) -> Identity {
         let (log, partition) = (&self.tools.log, self.tenure.partition);
         Identity {
             kind: K::NAME.to_owned(),
@@ -187,9 +192,8 @@ impl Loading<'_> {
 
     fn refuse<T>(&self, reason: &str) -> Option<T> {
         let partition = self.tenure.partition;
-        let topic = &self.tenure.topic;
         tracing::warn!(
-            topic,
+            kind = K::NAME,
             partition,
             reason,
             "the cache of seen keys cannot be used, reading all keys from ClickHouse"
@@ -199,7 +203,11 @@ impl Loading<'_> {
 
     fn without_cache(&self, reason: &str) {
         let partition = self.tenure.partition;
-        let topic = &self.tenure.topic;
-        tracing::warn!(topic, partition, reason, "there is no cache of seen keys for now, they stay in memory");
+        tracing::warn!(
+            kind = K::NAME,
+            partition,
+            reason,
+            "there is no cache of seen keys for now, they stay in memory"
+        );
     }
 }

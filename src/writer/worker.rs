@@ -4,6 +4,7 @@
 //! that can be lost or answered late happens here; everything that is decided about it happens in the machine. A worker
 //! ends when its tenure ends, and leaves nothing behind that the next one could not take over.
 
+use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -221,8 +222,8 @@ impl<K: Kind> Worker<K> {
         self.seen = SeenKeys::new(K::KEY_LANES);
         self.held = Held::Nothing;
         self.filler.reset();
-        let loading = Loading { tools: &self.tools, tenure: &self.tenure, generation, below };
-        match loading.load::<K>() {
+        let kind = PhantomData::<K>;
+        match (Loading { tools: &self.tools, tenure: &self.tenure, generation, below, kind }).load() {
             Ok(seen) => {
                 self.seen = seen;
                 self.tools.observer.seen(partition, self.seen.len() as u64, self.seen.bytes() as u64);

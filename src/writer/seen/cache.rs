@@ -1,8 +1,8 @@
 //! Keeps the runs of a partition's seen keys in files, so that the next tenure need not read them out of ClickHouse.
 //!
-//! A cache and never the truth: it may be lost or be behind at any time. It is never ahead of what is stored and committed,
-//! since recent keys become runs only when no range is unfinished; a key that was seen but is not stored would have the event
-//! dropped when it comes again.
+//! A cache and never the truth: it may be lost or be behind at any time. It is never ahead of what is stored and
+//! committed, since recent keys become runs only when no range is unfinished; a key that was seen but is not stored
+//! would have the event dropped when it comes again.
 
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
@@ -121,16 +121,16 @@ impl Cache {
         Ok(())
     }
 
-    /// When no range is unfinished and the keys are those of `covered`: keys become runs, and what they are is recorded when
-    /// nothing was so far, when there are many new ones, or when it `must` be.
+    /// When no range is unfinished and the keys are those of `covered`: keys become runs, and what they are is
+    /// recorded when nothing was so far, when there are many new ones, or when it `must` be.
     pub fn advance(&mut self, lanes: &mut [Lane], sizes: Sizes, covered: Covered, must: bool) -> io::Result<()> {
         self.collect(lanes, false)?;
         loop {
             let keys: u64 = lanes.iter().map(Lane::len).sum();
+            // Nothing recorded and nothing to record are the same.
+            let due = self.recorded.map_or(1, |_| self.recorded_keys + sizes.record_keys);
             if self.to_record.is_none() {
-                if self.recorded != Some(covered)
-                    && (must || self.recorded.is_none() || keys >= self.recorded_keys + sizes.record_keys)
-                {
+                if self.recorded != Some(covered) && (must || keys >= due) {
                     self.flush(lanes, 1);
                     self.to_record = Some(covered);
                 } else {
@@ -149,6 +149,9 @@ impl Cache {
 
     /// Writes and records everything, gives up merges, and ends.
     pub fn close(mut self, lanes: &mut [Lane], sizes: Sizes, covered: Covered) -> io::Result<()> {
+        if self.recorded.is_none() && lanes.iter().all(|lane| lane.len() == 0) {
+            return Ok(());
+        }
         self.closing = true;
         self.keeper.hurry();
         while self.recorded != Some(covered) {

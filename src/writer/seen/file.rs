@@ -18,7 +18,8 @@ use super::run::{DirectoryBuilder, FilePlace, Place, Run};
 const PIECE: usize = 1 << 14;
 
 /// Makes one run, in a file of that name, of several; `go_on` is asked now and then, and ends it with
-/// [`ErrorKind::Interrupted`]. What cannot be finished is removed. The file is not yet on disk: see [`FilePlace::sync`].
+/// [`ErrorKind::Interrupted`]. What cannot be finished is removed. The file is not yet on disk: see
+/// [`FilePlace::sync`].
 pub fn write(folder: &Folder, name: &str, runs: &[Arc<Run>], go_on: impl Fn() -> bool) -> io::Result<Run> {
     let written = write_whole(folder, name, runs, go_on);
     if written.is_err() {
@@ -45,8 +46,8 @@ fn write_whole(folder: &Folder, name: &str, runs: &[Arc<Run>], go_on: impl Fn() 
     Ok(Run::of(place, directory.finish(), keys))
 }
 
-/// Opens a run and puts its keys into the filter. All of it is read, and it must be exactly what was written: any difference is
-/// [`ErrorKind::InvalidData`].
+/// Opens a run and puts its keys into the filter. All of it is read, and it must be exactly what was written: any
+/// difference is [`ErrorKind::InvalidData`].
 pub fn open(folder: &Folder, entry: &RunFile, filter: &mut Filter) -> io::Result<Run> {
     let bad = |what: &str| io::Error::new(ErrorKind::InvalidData, format!("the file {} {what}", entry.name));
     let mut file = File::open(folder.file(&entry.name))?;
@@ -79,9 +80,9 @@ pub fn open(folder: &Folder, entry: &RunFile, filter: &mut Filter) -> io::Result
 }
 
 fn map(file: File, entry: RunFile, on_disk: bool) -> io::Result<Place> {
-    // SAFETY: nothing changes or shortens the file while it is mapped. This program writes it once, before it is mapped; the
-    // folder is locked against other writers and closed to other users; and a file that is removed lives on until it is
-    // unmapped. Whoever acts as this user could do it still, as they could write into this process.
+    // SAFETY: nothing changes or shortens the file while it is mapped. This program writes it once, before it is
+    // mapped; the folder is locked against other writers and closed to other users; and a file that is removed lives
+    // on until it is unmapped. Whoever acts as this user could do it still, as they could write into this process.
     let map = unsafe { Mmap::map(&file)? };
     Ok(Place::File(FilePlace::new(map, file, entry, on_disk)))
 }

@@ -1,8 +1,8 @@
 //! The folder of one partition's cache: `ROOT/KIND/PARTITION`, for one writer at a time.
 //!
-//! In it lie the `manifest`, the files that it names, and `lock`. Whatever the manifest does not name is left over from a run of
-//! this program that was cut short. The folders are this user's alone (0700), as is everything in them: nobody else may
-//! change or shorten a file that is mapped.
+//! In it lie the `manifest`, the files that it names, and `lock`. Whatever the manifest does not name is left over
+//! from a run of this program that was cut short. The folders are this user's alone (0700), as is everything in them:
+//! nobody else may change or shorten a file that is mapped.
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};

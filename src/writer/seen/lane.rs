@@ -78,8 +78,8 @@ impl Lane {
         self.filter.bytes() + self.recent.bytes() + runs + scratch
     }
 
-    /// Adds values; says of the index of each one that was there already `old(index)`, and of no other. Of equal ones the
-    /// first counts.
+    /// Adds values; says of the index of each one that was there already `old(index)`, and of no other. Of equal ones
+    /// the first counts.
     pub fn insert_all(&mut self, values: &[Value], mut old: impl FnMut(u32)) {
         let Lane { filter, recent, runs, unknown, known, .. } = &mut *self;
         unknown.clear();
@@ -107,7 +107,8 @@ impl Lane {
         }
         // Nearly always there is nothing to do: events that come again come from one time, and that from few runs.
         runs.sort_by_key(|searched| Reverse(searched.hits));
-        // Those that the filter took for others, and their copies among these values: few, and in the order of their rows.
+        // Those that the filter took for others, and their copies among these values: few, and in the order of their
+        // rows.
         known.sort_unstable_by_key(|(_, index)| *index);
         for &(value, index) in known.iter() {
             if !recent.insert(value) {

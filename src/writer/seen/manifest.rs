@@ -1,6 +1,7 @@
 //! What a cache holds, as the small file in its folder says: of which partition, up to where, and in which files.
 //!
-//! One line of JSON and one with its checksum, replaced as a whole. A manifest that is not exactly what was written is none.
+//! One line of JSON and one with its checksum, replaced as a whole. A manifest that is not exactly what was written
+//! is none.
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
@@ -32,8 +33,8 @@ pub struct Identity {
 
 /// How many events are stored: what tells whether the store still holds what a cache was made of.
 ///
-/// Offsets name the same events for ever, and which of them are new follows from the log. So what is stored below an offset can
-/// be less than it was, but never as much and something else.
+/// Offsets name the same events for ever, and which of them are new follows from the log. So what is stored below an
+/// offset can be less than it was, but never as much and something else.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StoredRows {
@@ -93,7 +94,8 @@ impl Manifest {
         Ok(())
     }
 
-    /// Whether the events that it has the keys of are still stored, by their number as it is found now; the error says why not.
+    /// Whether the events that it has the keys of are still stored, by their number as it is found now; the error
+    /// says why not.
     pub fn agrees(&self, found: StoredRows) -> Result<(), String> {
         if self.rows != found {
             return Err(format!(

@@ -13,8 +13,9 @@ use super::run::Run;
 /// About how many values a slice has, as a power of two: 256 KiB in, as much out.
 const SLICE_BITS: u32 = 14;
 
-/// Shows the values of all runs in ascending order to `each`, a slice at a time. An error ends it: of a file that cannot be
-/// read, of `each`, or [`io::ErrorKind::InvalidData`] for a value that comes twice, which no two runs of one set have.
+/// Shows the values of all runs in ascending order to `each`, a slice at a time. An error ends it: of a file that
+/// cannot be read, of `each`, or [`io::ErrorKind::InvalidData`] for a value that comes twice, which no two runs of
+/// one set have.
 pub fn merge(runs: &[Arc<Run>], mut each: impl FnMut(&[Value]) -> io::Result<()>) -> io::Result<()> {
     let total: usize = runs.iter().map(|run| run.len()).sum();
     let slice_bits = total.max(1).ilog2().saturating_sub(SLICE_BITS);

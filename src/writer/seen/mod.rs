@@ -11,10 +11,11 @@
 //! - [`recent`]: the latest keys, in a table.
 //! - [`run`]: older keys, sorted, and never changed; [`merge`] makes one run of several.
 //! - [`lane`]: the keys of one lane, in all of these.
-//! - [`cache`]: runs in files, so that the next tenure finds them: [`folder`], [`manifest`] and [`file`] are what lies there,
-//!   [`keeper`] writes it.
+//! - [`cache`]: runs in files, so that the next tenure finds them: [`folder`], [`manifest`] and [`file`] are what
+//!   lies there, [`keeper`] writes it.
 //!
-//! Without a cache the runs lie in memory, 16 bytes a key; with one they are mapped, and 2.5 to 3 bytes a key stay in memory.
+//! Without a cache the runs lie in memory, 16 bytes a key; with one they are mapped, and 2.5 to 3 bytes a key stay in
+//! memory.
 
 mod cache;
 mod file;
@@ -62,8 +63,8 @@ impl Sizes {
 
 /// A set of keys.
 ///
-/// With a cache it goes through: loading, until [`SeenKeys::loaded`]; then [`SeenKeys::reached`] and [`SeenKeys::finished`] for
-/// each range, which tell what the keys are the keys of; [`SeenKeys::close`] at the end.
+/// With a cache it goes through: loading, until [`SeenKeys::loaded`]; then [`SeenKeys::reached`] and
+/// [`SeenKeys::finished`] for each range, which tell what the keys are the keys of; [`SeenKeys::close`] at the end.
 pub struct SeenKeys {
     permutation: Permutation,
     lanes: Vec<Lane>,
@@ -115,8 +116,8 @@ impl SeenKeys {
         Ok(SeenKeys::of(lanes, permutation, Some(cache), sizes))
     }
 
-    /// The keys of a cache whose manifest was found to be the right one, and what they are the keys of. The files are checked in
-    /// full; an error says that they cannot be used.
+    /// The keys of a cache whose manifest was found to be the right one, and what they are the keys of. The files are
+    /// checked in full; an error says that they cannot be used.
     pub fn open(folder: Folder, manifest: Manifest, sizes: Sizes) -> io::Result<(SeenKeys, Covered)> {
         let permutation = Permutation::of(manifest.secret.to_le_bytes());
         let opened = Cache::open(folder, manifest)?;
@@ -184,7 +185,8 @@ impl SeenKeys {
         self.cache.is_some()
     }
 
-    /// The range that was read last is stored, counted and committed, with so many new events: everything below `next` is.
+    /// The range that was read last is stored, counted and committed, with so many new events: everything below
+    /// `next` is.
     pub fn finished(&mut self, next: i64, new_events: u64) {
         let Some(Covered { below, mut rows }) = self.covered else { return };
         let reached = self.reached.take();

@@ -1,8 +1,9 @@
 //! What every key goes through first: a permutation of all 128-bit values that nobody outside can predict.
 //!
-//! AES-128 under a random key. Different keys stay different, so that an answer about the permuted value is the answer
-//! about the key; and the permuted values are spread evenly, however a sender chose the keys. All that follows (the
-//! filter's lines, the places in tables and runs) relies on that for its speed, and nothing relies on it for its answers.
+//! AES-128 under a random key. Different keys stay different, so that an answer about the permuted value is the
+//! answer about the key; and the permuted values are spread evenly, however a sender chose the keys. All that follows
+//! (the filter's lines, the places in tables and runs) relies on that for its speed, and nothing relies on it for its
+//! answers.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -18,7 +19,8 @@ pub fn number(value: &Value) -> u128 {
     u128::from_le_bytes(*value)
 }
 
-/// The first `bits` of a value behind its first `skip`: values are spread evenly over them. Few enough for a place in memory.
+/// The first `bits` of a value behind its first `skip`: values are spread evenly over them. Few enough for a place in
+/// memory.
 #[inline]
 pub fn leading(value: u128, skip: u32, bits: u32) -> usize {
     // Shifted in two steps, since a shift by all 64 bits is none.
@@ -32,7 +34,8 @@ pub struct Permutation {
 }
 
 impl Permutation {
-    /// One that nobody can predict: its secret follows from what the operating system seeds this program's hash maps with.
+    /// One that nobody can predict: its secret follows from what the operating system seeds this program's hash maps
+    /// with.
     pub fn random() -> Permutation {
         let halves = [RandomState::new().hash_one(0_u8), RandomState::new().hash_one(1_u8)];
         Permutation::of((u128::from(halves[0]) << 64 | u128::from(halves[1])).to_le_bytes())

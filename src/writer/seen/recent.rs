@@ -66,7 +66,8 @@ impl Recent {
         behind.into_iter().any(|found| *found == value)
     }
 
-    /// Removes from `sought` the values that are in the set, and shows what stands beside them; the others keep their order.
+    /// Removes from `sought` the values that are in the set, and shows what stands beside them; the others keep their
+    /// order.
     pub fn remove_found(&self, sought: &mut Vec<(u128, u32)>, mut found: impl FnMut(u32)) {
         let mut kept = 0;
         for index in 0..sought.len() {

@@ -1,8 +1,9 @@
 //! Values in ascending order that never change: in memory, or in a file of their own that is mapped into it.
 //!
-//! A directory in memory says where the values with each leading bits begin, about 24 of them; among those the value's own
-//! next bits say where it must lie, give or take a few. So a look-up reads the directory and mostly one or two cache lines
-//! of the values. It is done for many values at once, so that the reads of one do not wait for those of another.
+//! A directory in memory says where the values with each leading bits begin, about 24 of them; among those the
+//! value's own next bits say where it must lie, give or take a few. So a look-up reads the directory and mostly one
+//! or two cache lines of the values. It is done for many values at once, so that the reads of one do not wait for
+//! those of another.
 
 use std::fs::File;
 use std::io;
@@ -192,7 +193,8 @@ impl Run {
         Ok(())
     }
 
-    /// Removes from `sought` the values that are in the run, and shows what stands beside them; the others keep their order.
+    /// Removes from `sought` the values that are in the run, and shows what stands beside them; the others keep their
+    /// order.
     pub fn remove_found(&self, sought: &mut Vec<(u128, u32)>, mut found: impl FnMut(u32)) {
         let values = self.values();
         let mut arounds = [0; TOGETHER];

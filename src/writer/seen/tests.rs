@@ -105,7 +105,8 @@ fn memory_follows_the_number_of_keys() {
         let new = seen.insert_all(1_000, |row| Some(key(0, thousand * 1_000 + row as u64)));
         assert!(new.iter().all(|new| *new));
     }
-    // A key takes 16 bytes in a run, 2.5 in the filter and up to 0.25 in a directory; the table of recent ones is the fixed part.
+    // A key takes 16 bytes in a run, 2.5 in the filter and up to 0.25 in a directory; the table of recent ones is the
+    // fixed part.
     let fixed = 16 * (1 << 14) + 50_000;
     let a_key = (seen.bytes() - fixed) / seen.len();
     assert!((17..20).contains(&a_key), "{a_key} bytes a key");

@@ -1,5 +1,5 @@
-//! The model of the caches of seen keys, one for each process and partition, which outlive their process: what a worker records
-//! when a range is finished, and what the next tenure makes of it.
+//! The model of the caches of seen keys, one for each process and partition, which outlive their process: what a
+//! worker records when a range is finished, and what the next tenure makes of it.
 
 use super::perform::{Doing, Tenure};
 use super::rules::Rule;
