@@ -1,11 +1,9 @@
-//! Groups the events of many requests into records, one batcher thread for each partition.
+//! Groups the events of many requests into records, in one batcher thread for all partitions of a kind.
 //!
-//! In: [`Chunk`]s over a bounded channel for each partition, never waiting (a full channel is overload, and the request
-//! is refused). Out: [`Batch`]es, closed by size or by age, in the order in which the chunks came. A chunk larger than a
+//! In: [`Chunk`]s over a bounded channel, never waiting (a full channel is overload, and the request is refused). Out: [`Batch`]es, closed by size or by age, in the order in which the chunks came. A chunk larger than a
 //! record is cut.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender, TrySendError};
@@ -13,9 +11,15 @@ use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender, TrySendError}
 use crate::flow::{AckPart, Chunk, Sink};
 use crate::kinds::Columns;
 
-/// Chunks that may wait for one batcher. A request has at most one chunk for each partition, and the door bounds the
+/// Chunks that may wait for the batcher. A request has at most one chunk for each partition, and the door bounds the
 /// bodies that are in flight, so this bounds only their number.
-const CHUNKS_MAX: usize = 16 * 1024;
+const CHUNKS_MAX: usize = 64 * 1024;
+
+/// A batch with less than one in so many of the events that it can have waits for company without looking up.
+const SMALL_SHARE: usize = 16;
+
+/// Chunks taken between two looks at the clock.
+const TAKEN_MAX: usize = 256;
 
 /// When a batch is closed.
 #[derive(Clone, Copy, Debug)]
@@ -38,58 +42,71 @@ pub struct Batch<C> {
     pub acks: Vec<AckPart>,
 }
 
-/// The way into the batchers of one kind.
-pub struct Inlet<C>(Vec<Sender<Chunk<C>>>);
+/// The way into the batcher of one kind.
+pub struct Inlet<C>(Sender<(u32, Chunk<C>)>);
 
-/// Starts a batcher for each of `partitions`; `produce` is called in its thread and may block. The batchers end when the
-/// inlet is dropped, after they have produced what is left.
+/// Starts the batcher of `partitions`; `produce` is called in its thread and may block. The batcher ends when the inlet is
+/// dropped, after it has produced what is left.
 pub fn start<C, P>(name: &str, partitions: u32, options: Options, produce: P) -> std::io::Result<Inlet<C>>
 where
     C: Columns,
-    P: Fn(Batch<C>) + Send + Sync + 'static,
+    P: Fn(Batch<C>) + Send + 'static,
 {
-    let produce = Arc::new(produce);
-    let senders = (0..partitions).map(|partition| {
-        let (sender, receiver) = channel::bounded(CHUNKS_MAX);
-        let produce = produce.clone();
-        let batcher = Batcher { partition, options, receiver };
-        let thread = std::thread::Builder::new().name(format!("batch-{name}-{partition}"));
-        thread.spawn(move || batcher.run(&*produce))?;
-        Ok(sender)
-    });
-    Ok(Inlet(senders.collect::<std::io::Result<_>>()?))
+    let (sender, receiver) = channel::bounded(CHUNKS_MAX);
+    let open = (0..partitions).map(|_| Open::default()).collect();
+    let batcher = Batcher { options, receiver, produce, open };
+    std::thread::Builder::new().name(format!("batch-{name}")).spawn(move || batcher.run())?;
+    Ok(Inlet(sender))
 }
 
 impl<C: Columns> Sink<C> for Inlet<C> {
     fn put(&self, partition: u32, chunk: Chunk<C>) -> Result<(), Chunk<C>> {
-        self.0[partition as usize].try_send(chunk).map_err(|error| match error {
-            TrySendError::Full(chunk) | TrySendError::Disconnected(chunk) => chunk,
+        self.0.try_send((partition, chunk)).map_err(|error| match error {
+            TrySendError::Full((_, chunk)) | TrySendError::Disconnected((_, chunk)) => chunk,
         })
     }
 }
 
-struct Batcher<C> {
-    partition: u32,
+/// One thread for all partitions: it does little for each event, and each thread that is woken for one costs more.
+struct Batcher<C, P> {
     options: Options,
-    receiver: Receiver<Chunk<C>>,
+    receiver: Receiver<(u32, Chunk<C>)>,
+    produce: P,
+    /// One for each partition.
+    open: Vec<Open<C>>,
 }
 
-impl<C: Columns> Batcher<C> {
-    fn run(self, produce: &impl Fn(Batch<C>)) {
-        while let Ok(chunk) = self.receiver.recv() {
-            let mut open = Open::default();
-            self.take(chunk, &mut open, produce);
-            self.fill(&mut open, produce);
-            self.close(&mut open, produce);
+impl<C: Columns, P: Fn(Batch<C>)> Batcher<C, P> {
+    fn run(mut self) {
+        while let Ok((partition, chunk)) = self.receiver.recv() {
+            let deadline = Instant::now() + self.options.linger;
+            self.take(partition, chunk);
+            self.fill(deadline);
+            (0..self.open.len()).for_each(|partition| self.close(partition as u32));
         }
     }
 
-    /// Takes chunks until the batch that is open is old or full, or no more can come.
-    fn fill(&self, open: &mut Open<C>, produce: &impl Fn(Batch<C>)) {
-        let deadline = Instant::now() + self.options.linger;
-        while !open.columns.is_empty() {
-            match self.receiver.recv_deadline(deadline) {
-                Ok(chunk) => self.take(chunk, open, produce),
+    /// Takes chunks until the first batch that is open is old, or no more can come.
+    fn fill(&mut self, deadline: Instant) {
+        while self.open.iter().any(|open| !open.columns.is_empty()) {
+            let mut taken = 0;
+            while taken < TAKEN_MAX
+                && let Ok((partition, chunk)) = self.receiver.try_recv()
+            {
+                self.take(partition, chunk);
+                taken += 1;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            // Single events come one by one, and each would wake this thread: it sleeps until they are due together.
+            if self.open.iter().all(|open| open.columns.len() < self.options.events_max / SMALL_SHARE) {
+                std::thread::sleep(left);
+                continue;
+            }
+            match self.receiver.recv_timeout(left) {
+                Ok((partition, chunk)) => self.take(partition, chunk),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
             }
         }
@@ -97,14 +114,15 @@ impl<C: Columns> Batcher<C> {
 
     /// Adds a chunk, cutting it where a batch is full. The chunk's part is settled by the last batch that carries some of
     /// it: a partition's records are acknowledged in order, and each cut adds a part of its own for what comes before.
-    fn take(&self, chunk: Chunk<C>, open: &mut Open<C>, produce: &impl Fn(Batch<C>)) {
+    fn take(&mut self, partition: u32, chunk: Chunk<C>) {
         let Chunk { columns, ack } = chunk;
         if ack.is_abandoned() {
             return;
         }
         let mut rest = 0..columns.len();
         while !rest.is_empty() {
-            let rows = self.rows_that_fit(&columns, &rest, &open.columns);
+            let open = &mut self.open[partition as usize];
+            let rows = rows_that_fit(&self.options, &columns, &rest, &open.columns);
             rest.start = rows.end;
             let carries_some = !rows.is_empty();
             open.columns.append(&columns, rows);
@@ -114,39 +132,40 @@ impl<C: Columns> Batcher<C> {
             if carries_some {
                 open.acks.push(ack.split());
             }
-            self.close(open, produce);
+            self.close(partition);
         }
+        let open = &mut self.open[partition as usize];
         open.acks.push(ack);
         if open.columns.len() >= self.options.events_max || open.columns.bytes() >= self.options.bytes_max {
-            self.close(open, produce);
+            self.close(partition);
         }
     }
 
-    /// The first rows of `rest` that still go into the open batch. Events can differ much in length, so the cut is found
-    /// by halving. An event that is larger than a batch may be goes alone.
-    fn rows_that_fit(&self, columns: &C, rest: &Range<usize>, open: &C) -> Range<usize> {
-        let room = self.options.bytes_max.saturating_sub(open.bytes());
-        let most = self.options.events_max.saturating_sub(open.len()).min(rest.len());
-        let fits = |rows: usize| columns.bytes_of(rest.start..rest.start + rows) <= room;
-        let mut fitting = most;
-        if !fits(most) {
-            let mut beyond = most;
-            fitting = 0;
-            while beyond - fitting > 1 {
-                let middle = fitting + (beyond - fitting) / 2;
-                if fits(middle) { fitting = middle } else { beyond = middle }
-            }
-        }
-        let rows = if open.is_empty() { fitting.max(1) } else { fitting };
-        rest.start..rest.start + rows
-    }
-
-    fn close(&self, open: &mut Open<C>, produce: &impl Fn(Batch<C>)) {
-        let Open { columns, acks } = std::mem::take(open);
+    fn close(&mut self, partition: u32) {
+        let Open { columns, acks } = std::mem::take(&mut self.open[partition as usize]);
         if !columns.is_empty() {
-            produce(Batch { partition: self.partition, columns, acks });
+            (self.produce)(Batch { partition, columns, acks });
         }
     }
+}
+
+/// The first rows of `rest` that still go into the open batch. Events can differ much in length, so the cut is found
+/// by halving. An event that is larger than a batch may be goes alone.
+fn rows_that_fit<C: Columns>(options: &Options, columns: &C, rest: &Range<usize>, open: &C) -> Range<usize> {
+    let room = options.bytes_max.saturating_sub(open.bytes());
+    let most = options.events_max.saturating_sub(open.len()).min(rest.len());
+    let fits = |rows: usize| columns.bytes_of(rest.start..rest.start + rows) <= room;
+    let mut fitting = most;
+    if !fits(most) {
+        let mut beyond = most;
+        fitting = 0;
+        while beyond - fitting > 1 {
+            let middle = fitting + (beyond - fitting) / 2;
+            if fits(middle) { fitting = middle } else { beyond = middle }
+        }
+    }
+    let rows = if open.is_empty() { fitting.max(1) } else { fitting };
+    rest.start..rest.start + rows
 }
 
 struct Open<C> {
@@ -162,7 +181,7 @@ impl<C: Default> Default for Open<C> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     use arrow::array::{AsArray, RecordBatch, StringArray};
     use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
