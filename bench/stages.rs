@@ -1,6 +1,6 @@
 //! What each stage costs for an event, without sockets and servers: what the budget in ARCHITECTURE.md is made of.
 //!
-//! `cargo bench` measures; `cargo bench -- --test` runs each once, as CI does. The events are captchas as
+//! `cargo bench` measures; `cargo test` runs each once, so that they do not rot. The events are captchas as
 //! `bench/upload.py` sends them: lines of 160 bytes, 1,000 sites, 30 days, each key once. Each line of the result is for
 //! one request, record or range; the elements per second are events.
 

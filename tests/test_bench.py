@@ -1,5 +1,6 @@
 """The benchmark in tiny form, so that it does not rot. It checks by itself that the report shows what was sent."""
 
+import json
 import subprocess
 import sys
 
@@ -23,3 +24,28 @@ def test_upload_in_tiny_form(kind, millrace, space, tmp_path):
     assert said.returncode == 0, said.stdout + said.stderr
     for row in ["acknowledged", "visible in the report", "ClickHouse, plain inserts", "visible / plain"]:
         assert row in said.stdout, said.stdout
+
+
+def test_the_table_in_tiny_form(tmp_path):
+    """Each line checks what it measures: that all events were acknowledged, stored, and shown by the report."""
+    binaries = tmp_path / "binaries"
+    binaries.mkdir()
+    (binaries / "millrace").symlink_to(harness.millrace_binary())
+    (binaries / "millrace-load").symlink_to(harness.load_binary())
+    home = tmp_path / "var"
+    home.mkdir()
+    for shared in ("software", "venv"):
+        (home / shared).symlink_to(harness.settings.var_dir() / shared)
+    environment = {**harness.environment_without_settings(), "VAR_DIR": str(home), "BENCH_BINARIES": str(binaries)}
+    command = [harness.REPOSITORY / "scripts" / "bench", "whole", "accepted", "reports", "resent", "--tiny"]
+    result = tmp_path / "bench.json"
+    said = subprocess.run(
+        [*command, "--json", result], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+    lines = {row["line"]: row for row in json.loads(result.read_text())}
+    for line in ["millrace", "ClickHouse, JSONEachRow", "accepted: millrace", "stored: millrace", "fresh: millrace", "resent: millrace"]:
+        assert lines[line]["per_s"] > 0 and sum(lines[line]["cpu"].values()) > 0, lines[line]
+        assert f"| {line} |" in said.stdout, said.stdout
+    assert lines["whole at 0M: millrace"]["more"]["p99 ms"] > 0
+    assert lines["start with its cache at 0M: millrace"]["more"]["seen keys"] > 0

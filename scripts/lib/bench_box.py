@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import subprocess
 import time
 import urllib.parse
@@ -112,6 +113,20 @@ class Box:
         self.clickhouse.stop(grace_s=5)
         self.kafka.stop(grace_s=5)
 
+    @property
+    def caches(self):
+        """The folder of the writers' caches."""
+        return self.home / "cache"
+
+    def forget_caches(self):
+        shutil.rmtree(self.caches, ignore_errors=True)
+
+    def cache_settings(self, binary):
+        """Those of the caches, where this build has any."""
+        asked = [binary, "check", "--show-config"]
+        told = subprocess.run(asked, env=self.environment(Space()), capture_output=True, text=True, check=False).stdout
+        return {"MILLRACE_WRITER_CACHE_DIR": str(self.caches)} if "cache_dir" in told else {}
+
     def environment(self, space, settings=None):
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MILLRACE_")}
         servers = {
@@ -134,7 +149,8 @@ class Box:
         """A process of the program (`serve`, `write` or `run`), ready, until the block ends."""
         port = ports.pick_free()
         log = self.home / "log" / f"{role}.log"
-        environment = self.environment(space, {"MILLRACE_HTTP_LISTEN": f"127.0.0.1:{port}", **settings})
+        settings = {"MILLRACE_HTTP_LISTEN": f"127.0.0.1:{port}", **self.cache_settings(binary), **settings}
+        environment = self.environment(space, settings)
         with open(log, "ab") as sink:
             process = subprocess.Popen([binary, role], env=environment, stdout=sink, stderr=sink, stdin=subprocess.DEVNULL)
         program = Program(role, process, f"http://127.0.0.1:{port}", log)

@@ -24,7 +24,6 @@ CONNECTIONS = 4
 PLAIN = "bench_plain"
 DAYS = [f"2021-01-{day:02}" for day in range(1, 31)]
 RECORD_EVENTS = 10_000
-# The embedded engine has the table engine, and reads nothing with it.
 ENGINE_FIRST_S = 20
 ENGINE_S = 300
 
@@ -166,6 +165,8 @@ def kafka_engine(box, topic_prefix, events):
 @contextlib.contextmanager
 def bare_server(binary):
     """The bare server's process, and its address as the box's tools want it."""
+    if not binary.is_file():
+        raise Failure(f"there is no {binary}: cargo build --release --example bare_http makes it")
     port = ports.pick_free()
     process = subprocess.Popen([binary, f"127.0.0.1:{port}"], stdin=subprocess.DEVNULL)
     try:

@@ -73,7 +73,7 @@ pub struct Filler<K: Kind> {
     /// A record that was read and belongs to the next block.
     stash: Option<Decoded<K::Columns>>,
     open: Option<Open<K>>,
-    /// New events of the last block, and their bytes: the next one is given as much room.
+    /// New events of the latest blocks, and their bytes: the next one is given as much room.
     room: (usize, usize),
     complained: Option<Instant>,
 }
@@ -199,7 +199,9 @@ impl<K: Kind> Filler<K> {
     fn finish(&mut self, last: i64) -> Option<Filled<K>> {
         let open = self.open.take()?;
         let block = open.builder.finish();
-        self.room = (block.offsets.len(), block.columns.bytes());
+        // A little less each time, so that one short range between long ones does not make the next one move about.
+        let (rows, bytes) = self.room;
+        self.room = (block.offsets.len().max(rows / 4 * 3), block.columns.bytes().max(bytes / 4 * 3));
         Some(Filled { block, last })
     }
 
