@@ -13,7 +13,7 @@ use super::AHEAD;
 use super::permutation::{Value, leading, number};
 
 /// How many segments there are, as a power of two: with 200 million values a segment has 12 million, which are put in
-/// again in 50 ms.
+/// again in 0.1 s.
 const SEGMENT_BITS: u32 = 4;
 /// How many segments there are.
 pub const SEGMENTS: usize = 1 << SEGMENT_BITS;
