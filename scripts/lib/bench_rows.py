@@ -152,9 +152,15 @@ def engine(run):
         yield Figures("stored: ClickHouse's Kafka engine", total / seconds, total / 1e6, spending.cpu(), spending.rss_mib())
 
 
+def warm_singles(run, serve):
+    """A Kafka that has just started compiles for seconds what single events make it do."""
+    run.box.drive(serve, "single", *SINGLES, "--duration", f"{run.seconds}s")
+
+
 def singles(run):
     """One event a request over 64 connections."""
     with run.space() as space, run.programs(space, "serve") as (serve,):
+        warm_singles(run, serve)
         spending = run.spending([serve])
         result = run.box.drive(serve, "single", *SINGLES, "--duration", f"{run.seconds}s", "--warm-up", "0s")
         events = taken(result)
@@ -177,6 +183,7 @@ def beside(run):
     """5,000 single events a second, alone and beside a bulk upload."""
     rate = ("--rate", 5000, "--duration", f"{run.seconds}s")
     with run.space() as space, run.programs(space, "serve", "write") as programs:
+        warm_singles(run, programs[0])
         alone = run.box.drive(programs[0], "single", *SINGLES, *rate)
         yield Figures(f"alone: {run.name}", 5000, more=latency(alone))
         spending = run.spending(programs)
