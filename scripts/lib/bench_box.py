@@ -73,10 +73,14 @@ class Program:
                 raise Failure(f"{self.role} did not become ready: {last_line(self.log)} (log: {self.log})")
             time.sleep(0.01)
 
+    def stored(self):
+        """How many events of captchas this process has dealt with, duplicates included."""
+        return sum(self.metric("millrace_events_stored_total") + self.metric("millrace_events_duplicate_total"))
+
     def wait_stored(self, events, deadline_s=900):
-        """Waits until so many events of captchas have been stored by this process, duplicates included."""
+        """Waits until so many events have been dealt with."""
         end = time.monotonic() + deadline_s
-        while sum(self.metric("millrace_events_stored_total") + self.metric("millrace_events_duplicate_total")) < events:
+        while self.stored() < events:
             if time.monotonic() > end:
                 raise Failure(f"{self.role} did not store {events:,} events in {deadline_s} s (log: {self.log})")
             time.sleep(0.02)

@@ -267,7 +267,7 @@ def resent(run):
     with run.space() as space, run.programs(space, "serve", "write") as programs:
         serve, writer = programs
         for line in ("fresh", "resent"):
-            known = sum(writer.metric("millrace_events_stored_total") + writer.metric("millrace_events_duplicate_total"))
+            known = writer.stored()
             spending = run.spending(programs)
             began = time.perf_counter()
             events = taken(run.box.drive(serve, "bulk", *same))

@@ -1,7 +1,7 @@
 //! Groups the events of many requests into records, in one batcher thread for all partitions of a kind.
 //!
-//! In: [`Chunk`]s over a bounded channel, never waiting (a full channel is overload, and the request is refused). Out: [`Batch`]es, closed by size or by age, in the order in which the chunks came. A chunk larger than a
-//! record is cut.
+//! In: [`Chunk`]s over a bounded channel, never waiting (a full channel is overload, and the request is refused). Out:
+//! [`Batch`]es, closed by size or by age, in the order in which the chunks came. A chunk larger than a record is cut.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
