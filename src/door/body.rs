@@ -155,26 +155,39 @@ pub(super) fn read(
 }
 
 /// Large buffers between two bodies, the last used first: its memory is warm.
-pub(super) struct Buffers(Mutex<Vec<Vec<u8>>>);
+pub(super) struct Buffers(Mutex<Kept>);
 
-/// Buffers kept, and their largest size: 16 x 8 MiB.
-const BUFFERS_MAX: usize = 16;
+#[derive(Default)]
+struct Kept {
+    buffers: Vec<Vec<u8>>,
+    /// The capacities of all of them.
+    bytes: usize,
+}
+
+/// All buffers that are kept, together: those of 16 bodies of 2 MiB, which is more than are read at once on most machines.
+const KEPT_BYTES_MAX: usize = 32 << 20;
+/// A larger buffer is not kept.
 pub(super) const BUFFER_BYTES_MAX: usize = 8 << 20;
 
 impl Buffers {
     pub fn new() -> Buffers {
-        Buffers(Mutex::new(Vec::with_capacity(BUFFERS_MAX)))
+        Buffers(Mutex::default())
     }
 
     pub fn take(&self) -> Vec<u8> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let buffer = kept.buffers.pop().unwrap_or_default();
+        kept.bytes -= buffer.capacity();
+        buffer
     }
 
     pub fn put(&self, mut buffer: Vec<u8>) {
         buffer.clear();
+        let bytes = buffer.capacity();
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < BUFFERS_MAX && (SMALL_BYTES..=BUFFER_BYTES_MAX).contains(&buffer.capacity()) {
-            kept.push(buffer);
+        if (SMALL_BYTES..=BUFFER_BYTES_MAX).contains(&bytes) && kept.bytes + bytes <= KEPT_BYTES_MAX {
+            kept.bytes += bytes;
+            kept.buffers.push(buffer);
         }
     }
 }
@@ -206,10 +219,12 @@ mod tests {
         buffers.put(Vec::with_capacity(BUFFER_BYTES_MAX + 1));
         buffers.put(Vec::new());
         assert_eq!(buffers.take().capacity(), 0);
-        for _ in 0..BUFFERS_MAX + 5 {
-            buffers.put(Vec::with_capacity(SMALL_BYTES));
+        for bytes in [SMALL_BYTES, BUFFER_BYTES_MAX] {
+            for _ in 0..KEPT_BYTES_MAX / bytes + 5 {
+                buffers.put(Vec::with_capacity(bytes));
+            }
+            let kept = (0..).take_while(|_| buffers.take().capacity() > 0).count();
+            assert_eq!(kept, KEPT_BYTES_MAX / bytes);
         }
-        let kept = (0..).take_while(|_| buffers.take().capacity() > 0).count();
-        assert_eq!(kept, BUFFERS_MAX);
     }
 }

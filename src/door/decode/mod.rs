@@ -34,7 +34,7 @@ const PLAUSIBLE_RATIO: usize = 16;
 /// Room beyond the expected end, so that the decoder need not be given more to find that it has come to it.
 const PADDING_BYTES: usize = 64;
 /// Decoders kept for the next body: inflaters have 48 KiB, zstd's contexts 3 MiB at most ([`zstd::KEPT_BYTES_MAX`]).
-const POOLED_MAX: usize = 16;
+const POOLED_MAX: usize = 8;
 
 /// A coding that is undone here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
