@@ -32,6 +32,17 @@ where
     }
 }
 
+/// Handed on with a record until it is settled, so that whoever keeps the first one can tell how many are under way.
+#[derive(Debug, Clone, Default)]
+pub struct UnderWay(Arc<()>);
+
+impl UnderWay {
+    /// How many there are beside this one.
+    pub fn others(&self) -> usize {
+        Arc::strong_count(&self.0) - 1
+    }
+}
+
 /// One request's wait for all of its records.
 ///
 /// It begins with one part held by [`Ack`] itself, so that it cannot be reached before every chunk was handed over.

@@ -2,13 +2,17 @@
 //!
 //! In: [`Chunk`]s over a bounded channel, never waiting (a full channel is overload, and the request is refused). Out:
 //! [`Batch`]es, closed by size or by age, in the order in which the chunks came. A chunk larger than a record is cut.
+//!
+//! Small batches follow each other at the pace of their acknowledgements: while some are under way, those that are open
+//! wait for a little longer. Each record costs Kafka the same, however few events it holds, and a machine that is busy
+//! with many small ones answers each of them late.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender, TrySendError};
 
-use crate::flow::{AckPart, Chunk, Sink};
+use crate::flow::{AckPart, Chunk, Sink, UnderWay};
 use crate::kinds::Columns;
 
 /// Chunks that may wait for the batcher. A request has at most one chunk for each partition, and the door bounds the
@@ -17,6 +21,10 @@ const CHUNKS_MAX: usize = 64 * 1024;
 
 /// A batch with less than one in so many of the events that it can have waits for company without looking up.
 const SMALL_SHARE: usize = 16;
+
+/// How many times longer a small batch waits while earlier ones are under way, and how often it looks in that time.
+const PATIENCE: u32 = 5;
+const LOOKS: u32 = 4;
 
 /// Chunks taken between two looks at the clock.
 const TAKEN_MAX: usize = 256;
@@ -40,6 +48,8 @@ pub struct Batch<C> {
     pub columns: C,
     /// Who waits for them.
     pub acks: Vec<AckPart>,
+    /// To be dropped once the record is settled.
+    pub under_way: UnderWay,
 }
 
 /// The way into the batcher of one kind.
@@ -54,7 +64,7 @@ where
 {
     let (sender, receiver) = channel::bounded(CHUNKS_MAX);
     let open = (0..partitions).map(|_| Open::default()).collect();
-    let batcher = Batcher { options, receiver, produce, open };
+    let batcher = Batcher { options, receiver, produce, open, under_way: UnderWay::default() };
     std::thread::Builder::new().name(format!("batch-{name}")).spawn(move || batcher.run())?;
     Ok(Inlet(sender))
 }
@@ -74,20 +84,23 @@ struct Batcher<C, P> {
     produce: P,
     /// One for each partition.
     open: Vec<Open<C>>,
+    /// Of which each record that is not settled yet has a clone.
+    under_way: UnderWay,
 }
 
 impl<C: Columns, P: Fn(Batch<C>)> Batcher<C, P> {
     fn run(mut self) {
         while let Ok((partition, chunk)) = self.receiver.recv() {
-            let deadline = Instant::now() + self.options.linger;
+            let since = Instant::now();
             self.take(partition, chunk);
-            self.fill(deadline);
+            self.fill(since);
             (0..self.open.len()).for_each(|partition| self.close(partition as u32));
         }
     }
 
-    /// Takes chunks until the first batch that is open is old, or no more can come.
-    fn fill(&mut self, deadline: Instant) {
+    /// Takes chunks until the batch that has been open since then is old enough, or no more can come.
+    fn fill(&mut self, since: Instant) {
+        let linger = self.options.linger;
         while self.open.iter().any(|open| !open.columns.is_empty()) {
             let mut taken = 0;
             while taken < TAKEN_MAX
@@ -96,16 +109,18 @@ impl<C: Columns, P: Fn(Batch<C>)> Batcher<C, P> {
                 self.take(partition, chunk);
                 taken += 1;
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let age = since.elapsed();
+            let small = self.open.iter().all(|open| open.columns.len() < self.options.events_max / SMALL_SHARE);
+            let may_wait = small && age < linger * PATIENCE && self.under_way.others() > 0;
+            if age >= linger && !may_wait {
                 return;
             }
             // Single events come one by one, and each would wake this thread: it sleeps until they are due together.
-            if self.open.iter().all(|open| open.columns.len() < self.options.events_max / SMALL_SHARE) {
-                std::thread::sleep(left);
+            if small {
+                std::thread::sleep(linger.saturating_sub(age).max(linger / LOOKS));
                 continue;
             }
-            match self.receiver.recv_timeout(left) {
+            match self.receiver.recv_timeout(linger - age) {
                 Ok((partition, chunk)) => self.take(partition, chunk),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
             }
@@ -144,7 +159,7 @@ impl<C: Columns, P: Fn(Batch<C>)> Batcher<C, P> {
     fn close(&mut self, partition: u32) {
         let Open { columns, acks } = std::mem::take(&mut self.open[partition as usize]);
         if !columns.is_empty() {
-            (self.produce)(Batch { partition, columns, acks });
+            (self.produce)(Batch { partition, columns, acks, under_way: self.under_way.clone() });
         }
     }
 }
@@ -234,6 +249,34 @@ mod tests {
         let (lengths, acknowledged) = batches(options(10), &[(0, 25)], |_| true);
         assert_eq!(lengths, [10, 10, 5]);
         assert!(acknowledged);
+    }
+
+    #[test]
+    fn small_batches_wait_for_those_under_way() {
+        let linger = Duration::from_millis(400);
+        let (batches, received) = channel::unbounded();
+        let options = Options { linger, ..options(1000) };
+        let inlet =
+            start("test", 1, options, move |batch: Batch<CaptchaColumns>| batches.send(batch).unwrap()).unwrap();
+        let ack = Ack::new();
+        let put = |ids: std::ops::Range<u8>| {
+            assert!(inlet.put(0, Chunk { columns: columns(ids), ack: ack.part() }).is_ok());
+        };
+        put(0..3);
+        let first: Batch<CaptchaColumns> = received.recv().unwrap();
+        put(3..4);
+        // Alone it would be sent by now.
+        std::thread::sleep(linger + linger / 2);
+        assert!(received.is_empty());
+        put(4..6);
+        drop(first);
+        assert_eq!(received.recv().unwrap().columns.len(), 3);
+        // Not for ever.
+        put(6..7);
+        let held: Batch<CaptchaColumns> = received.recv().unwrap();
+        put(7..8);
+        assert_eq!(received.recv().unwrap().columns.len(), 1);
+        drop(held);
     }
 
     #[test]

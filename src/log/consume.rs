@@ -82,6 +82,7 @@ impl Reader {
             // Kafka answers, and the log holds more than was read.
             && self.silence.is_suspect(Instant::now(), || inspector.end(topic, *partition).is_some_and(|end| end > next))
         {
+            tracing::warn!(partition, next, "nothing comes although the log holds more: reading anew");
             self.renew(next);
         }
         match self.consumer.poll(timeout) {
@@ -101,8 +102,20 @@ impl Reader {
         }
     }
 
+    /// Leaves the log alone for so long. Each record that comes is a request to Kafka and its answer: where they are many
+    /// and small, it is better to take them together. What was fetched and not polled is fetched again.
+    pub fn rest(&mut self, pause: Duration) {
+        let mut place = TopicPartitionList::new();
+        place.add_partition(&self.topic, self.partition as i32);
+        let paused = self.consumer.pause(&place);
+        std::thread::sleep(pause);
+        if let (Err(error), Some(next)) = (paused.and_then(|()| self.consumer.resume(&place)), self.next) {
+            tracing::warn!(partition = self.partition, next, %error, "reading cannot be paused and resumed: reading anew");
+            self.renew(next);
+        }
+    }
+
     fn renew(&mut self, next: i64) {
-        tracing::warn!(partition = self.partition, next, "nothing comes although the log holds more: reading anew");
         let renewed =
             connect(&self.options).map(|consumer| self.consumer = consumer).map_err(|error| error.to_string());
         if let Err(error) = renewed.and_then(|()| self.start_at(next).map_err(|error| error.to_string())) {

@@ -15,7 +15,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext
 
 use super::client::{Bearings, complained, heard};
 use super::{LogError, Options};
-use crate::flow::AckPart;
+use crate::flow::{AckPart, UnderWay};
 use crate::observe::rate::Rate;
 
 /// Bytes that may wait for Kafka in the producer: about 1.5 million captcha events, or a second of full load.
@@ -43,6 +43,8 @@ pub struct Record<'a> {
     pub events: usize,
     /// Who waits for it.
     pub acks: Vec<AckPart>,
+    /// Kept until it is settled.
+    pub under_way: UnderWay,
 }
 
 /// Told about every record once it is settled.
@@ -53,6 +55,7 @@ pub trait DeliveryObserver: Send + Sync + 'static {
 
 struct InFlight {
     acks: Vec<AckPart>,
+    _under_way: UnderWay,
     events: usize,
     since: Instant,
 }
@@ -186,7 +189,8 @@ impl Producer {
     pub fn produce(&self, record: Record<'_>, deadline: Instant) {
         let polled = self.client();
         let client = &polled.client;
-        let in_flight = InFlight { acks: record.acks, events: record.events, since: Instant::now() };
+        let in_flight =
+            InFlight { acks: record.acks, _under_way: record.under_way, events: record.events, since: Instant::now() };
         self.deliveries.begin();
         let mut message = BaseRecord::<(), [u8], Box<InFlight>>::with_opaque_to(record.topic, Box::new(in_flight))
             .partition(record.partition as i32)

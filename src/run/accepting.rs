@@ -228,6 +228,7 @@ fn start_batchers<K: Kind>(
             value: &value,
             events,
             acks: batch.acks,
+            under_way: batch.under_way,
         };
         producer.produce(record, Instant::now() + patience);
     };

@@ -25,6 +25,14 @@ const POLL_MAX: Duration = Duration::from_millis(100);
 const PATIENCE: [(u64, u32); 3] = [(65_536, 10), (16_384, 4), (0, 1)];
 /// What was shown patience is stored when nothing has come for this long.
 const LULL: Duration = Duration::from_millis(50);
+/// Records come in a trickle when a range had so many of them, and so few events in them: single events, which are
+/// acknowledged every few milliseconds. They are then left to gather for most of the range's age.
+const TRICKLE_RECORDS: std::ops::Range<u64> = 8..1024;
+const TRICKLE_EVENTS_MAX: u64 = 4096;
+/// The part of a range's age, in eighths, that is left to gather, and the longest; in the rest of it what has gathered is
+/// read.
+const GATHER_EIGHTHS: u32 = 7;
+const GATHER_MAX: Duration = Duration::from_millis(250);
 /// How often a problem of the reader is logged.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
@@ -58,6 +66,8 @@ struct Open<K: Kind> {
     /// The last offset in it.
     last: Option<i64>,
     since: Instant,
+    /// How many records are in it.
+    records: u64,
     /// Nothing has come for a [`LULL`].
     in_a_lull: bool,
 }
@@ -75,6 +85,8 @@ pub struct Filler<K: Kind> {
     open: Option<Open<K>>,
     /// New events of the latest blocks, and their bytes: the next one is given as much room.
     room: (usize, usize),
+    /// Whether the latest block came in a trickle.
+    trickles: bool,
     complained: Option<Instant>,
 }
 
@@ -90,6 +102,7 @@ impl<K: Kind> Filler<K> {
             stash: None,
             open: None,
             room: (0, 0),
+            trickles: false,
             complained: None,
         }
     }
@@ -132,7 +145,11 @@ impl<K: Kind> Filler<K> {
                 open.since = if open.last.is_none() { Instant::now() } else { open.since };
                 open.builder.push(record.offset, record.timestamp_ms, &record.columns, seen);
                 open.last = Some(record.offset);
+                open.records += 1;
                 open.in_a_lull = false;
+                if self.trickles && open.records == 1 && through.is_none() {
+                    self.reader.rest((self.settings.range_age_max * GATHER_EIGHTHS / 8).min(GATHER_MAX));
+                }
             }
         }
         Ok(None)
@@ -141,7 +158,7 @@ impl<K: Kind> Filler<K> {
     fn begin(&mut self, from: i64) -> Result<(), FillError> {
         if self.open.as_ref().is_none_or(|open| open.from != from) {
             let builder = BlockBuilder::with_room(self.room.0, self.room.1);
-            self.open = Some(Open { from, builder, last: None, since: Instant::now(), in_a_lull: false });
+            self.open = Some(Open { from, builder, last: None, since: Instant::now(), records: 0, in_a_lull: false });
         }
         let next = self.stash.as_ref().map(|record| record.offset).or(self.reads_at);
         let standing = self.open.as_ref().and_then(|open| open.last).map_or(from, |last| last + 1);
@@ -199,6 +216,7 @@ impl<K: Kind> Filler<K> {
     fn finish(&mut self, last: i64) -> Option<Filled<K>> {
         let open = self.open.take()?;
         let block = open.builder.finish();
+        self.trickles = TRICKLE_RECORDS.contains(&open.records) && block.events < TRICKLE_EVENTS_MAX;
         // A little less each time, so that one short range between long ones does not make the next one move about.
         let (rows, bytes) = self.room;
         self.room = (block.offsets.len().max(rows / 4 * 3), block.columns.bytes().max(bytes / 4 * 3));
