@@ -11,7 +11,7 @@ use clap::Args;
 use super::{FAILED, block_on, out};
 use crate::config::{Config, Loaded, limits, show};
 use crate::kinds::{Kind, KindVisitor, MIGRATIONS, visit_all};
-use crate::log::topics::{Admin, Cluster, Topic, TopicError, too_narrow};
+use crate::log::topics::{Admin, Topic, TopicError, too_narrow};
 use crate::observe::descriptors_max;
 use crate::store::migrate::{self, MigrateError, NarrowWindow};
 use crate::store::{Store, StoreError};
@@ -206,9 +206,12 @@ fn kafka(config: &Config) -> Vec<Finding> {
                 found.push(finding(State::Fail, "topic", text));
             }
             Some(described) => {
-                found.push(topic_found(config, &topic, &cluster, described));
+                found.push(topic_found(config, &topic, described));
                 match block_on(admin.settings(&topic, TIMEOUT)) {
-                    Ok(Ok(settings)) => found.extend(topic_settings(&topic, &settings, message_bytes_max)),
+                    Ok(Ok(settings)) => {
+                        found.extend(durability(&topic, described, &settings));
+                        found.extend(topic_settings(&topic, &settings, message_bytes_max));
+                    }
                     Ok(Err(error)) => {
                         found.push(finding(
                             State::Warn,
@@ -224,7 +227,7 @@ fn kafka(config: &Config) -> Vec<Finding> {
     found
 }
 
-fn topic_found(config: &Config, topic: &str, cluster: &Cluster, found: &Topic) -> Finding {
+fn topic_found(config: &Config, topic: &str, found: &Topic) -> Finding {
     let Topic { partitions, replicas_min, leaderless } = found;
     if *leaderless > 0 {
         let text = format!("{topic}: {leaderless} of {partitions} partitions have no leader: look at the brokers");
@@ -238,14 +241,27 @@ fn topic_found(config: &Config, topic: &str, cluster: &Cluster, found: &Topic) -
         );
         return finding(State::Warn, "topic", text);
     }
-    if *replicas_min < 2 && cluster.brokers > 1 {
-        let text = format!(
-            "{topic} has {replicas_min} replica on a cluster of {}: one broker lost loses data",
-            cluster.brokers
-        );
-        return finding(State::Warn, "topic", text);
-    }
     finding(State::Ok, "topic", format!("{topic} exists, {partitions} partitions, {replicas_min} replica(s)"))
+}
+
+/// What an acknowledged event does not survive. Kafka answers when the replicas in sync have a record in memory; the
+/// operating system writes it to the disk some seconds later.
+fn durability(topic: &str, found: &Topic, settings: &[(String, String)]) -> Option<Finding> {
+    let is = |name: &str, value: &str| settings.iter().any(|(found, now)| found == name && now == value);
+    let text = match found.replicas_min {
+        0 | 1 if is("flush.messages", "1") => {
+            format!("{topic} has 1 replica, on the disk before it is acknowledged: a lost disk loses data")
+        }
+        0 | 1 => format!(
+            "{topic} has 1 replica: a power cut loses what was acknowledged in the last seconds. Use three brokers \
+             (kafka.replication = 3), or set flush.messages=1 on the topic; see \"What survives what\" in the README"
+        ),
+        _ if is("min.insync.replicas", "1") => format!(
+            "{topic} acknowledges what a single replica has (min.insync.replicas=1): with three replicas set it to 2"
+        ),
+        _ => return None,
+    };
+    Some(finding(State::Warn, "topic", text))
 }
 
 /// What of a topic's settings would lose events, or refuse them.
@@ -351,15 +367,28 @@ mod tests {
     #[test]
     fn a_topic_is_judged() {
         let config = Config::default();
-        let judge = |brokers, partitions, replicas_min, leaderless| {
-            let topic = Topic { partitions, replicas_min, leaderless };
-            topic_found(&config, "t", &Cluster { brokers, topic: None }, &topic).state
+        let judge = |partitions, leaderless| {
+            let topic = Topic { partitions, replicas_min: 1, leaderless };
+            topic_found(&config, "t", &topic).state
         };
-        assert_eq!(judge(1, 4, 1, 0), State::Ok);
-        assert_eq!(judge(3, 4, 1, 0), State::Warn);
-        assert_eq!(judge(3, 4, 3, 0), State::Ok);
-        assert_eq!(judge(1, 3, 1, 0), State::Warn);
-        assert_eq!(judge(1, 4, 1, 1), State::Fail);
+        assert_eq!(judge(4, 0), State::Ok);
+        assert_eq!(judge(3, 0), State::Warn);
+        assert_eq!(judge(4, 1), State::Fail);
+    }
+
+    #[test]
+    fn what_a_power_cut_would_lose_is_said() {
+        let said = |replicas_min, flush: &str, in_sync: &str| {
+            let topic = Topic { partitions: 4, replicas_min, leaderless: 0 };
+            let settings = [("flush.messages", flush), ("min.insync.replicas", in_sync)];
+            let settings: Vec<_> = settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+            durability("t", &topic, &settings).map(|finding| finding.text)
+        };
+        let never = "9223372036854775807";
+        assert!(said(1, never, "1").unwrap().contains("a power cut loses"));
+        assert!(said(1, "1", "1").unwrap().contains("a lost disk loses"));
+        assert!(said(3, never, "1").unwrap().contains("set it to 2"));
+        assert_eq!(said(3, never, "2"), None);
     }
 
     #[test]
