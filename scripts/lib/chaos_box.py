@@ -277,7 +277,7 @@ class Box:
             self.problems.append(f"{program.name} ended with status {program.status()} on SIGTERM")
 
     def close(self):
-        """Ends every process, and gives the disks back."""
+        """Ends every process."""
         for program in self.programs:
             program.kill()
             for link in program.links.values():
@@ -287,16 +287,10 @@ class Box:
                 server.server.process.signal(signal.SIGKILL)
                 server.server.process.wait_gone(10)
 
-    def unmount(self, keep):
-        """Only now the data is gone; `keep` copies it to where the disks were."""
+    def unmount(self):
+        """What is on the disks stays in their files."""
         for name in ("kafka", "clickhouse") if self.mounts else ():
-            data, kept = self.home / name / "data", self.home / name / "kept"
-            if keep:
-                shutil.copytree(data, kept)
-            subprocess.run(["umount", "-l", data], check=False)
-            if keep:
-                data.rmdir()
-                kept.rename(data)
+            subprocess.run(["umount", "-l", self.home / name / "data"], check=False)
 
 
 def mend(link):
