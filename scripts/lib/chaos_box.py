@@ -167,8 +167,7 @@ class Box:
     def _mount_disks(self, disk_mb):
         """Puts the data of both servers on small disks of their own, which vanish with this process.
 
-        They are ext4 in files, and not tmpfs: on a tmpfs that is full ClickHouse 26.7 merges parts into files of 0 bytes
-        and puts them in the place of the good ones.
+        They are ext4 in files, as a real disk is: what is written late fails late.
         """
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.unshare(CLONE_NEWNS) or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None):

@@ -14,6 +14,8 @@ from contextlib import suppress
 from chaos_box import END_LATE_S, PAUSE_S, disk_of, get, mend
 
 POLL_S = 0.05
+# What ClickHouse reserves on its disk before it inserts or merges anything is 1 MiB at least.
+RESERVED = 900 << 10
 KINDS_OF_EVENTS = ["captcha", "hit", "interaction"]
 WAYS = ["client-server", "server-kafka", "server-clickhouse", "writer-kafka", "writer-clickhouse"]
 DISTURBANCES = ["cut", "freeze", "delay", "lose", "tear"]
@@ -45,7 +47,7 @@ class Fault:
 
 def kinds_possible(box):
     """All kinds, without those that this machine does not allow."""
-    left_out = set() if box.mounts else {"fill kafka", "fill clickhouse"}
+    left_out = set() if box.mounts else {"fill kafka", "fill clickhouse", "brim clickhouse"}
     left_out |= set() if box.faketime else {"clock server", "clock writer"}
     return [kind for kind in STEPS if kind not in left_out]
 
@@ -221,14 +223,23 @@ def slow_kafka(box, fault):
 
 
 def fill(box, fault):
-    """The disk is full; when it has room again, whoever ended for it is started."""
-    name, server = fault.kind.split()[-1], fault.server(box)
+    """The disk is full; when it has room again, whoever ended for it is started.
+
+    For ClickHouse it fills up slowly, to less than an insert or a merge reserves before it begins. Where the very last byte
+    goes while a merge is under way ("brim"), ClickHouse 26.7 writes its files with 0 bytes and takes them for good.
+    """
+    how, name = fault.kind.split()
+    server = fault.server(box)
+    slack = [16 << 20, 8 << 20, 4 << 20, 2 << 20, RESERVED] if (how, name) == ("fill", "clickhouse") else [0]
     box.away.add(name)
     filler = disk_of(server) / "filler"
     end = time.monotonic() + fault.dice.uniform(5, 9)
     with open(filler, "wb") as sink:
+        for left in slack:
+            fill_up(sink, left)
+            yield 0.5
         while time.monotonic() < end:
-            fill_up(sink)
+            fill_up(sink, slack[-1])
             yield 0.1
     filler.unlink()
     if server.server.process.pid is None:
@@ -238,9 +249,10 @@ def fill(box, fault):
     yield from answering(name, server)
 
 
-def fill_up(sink):
+def fill_up(sink, left):
+    """Leaves so many bytes free, or fewer."""
     room = os.fstatvfs(sink.fileno())
-    free = room.f_bavail * room.f_frsize
+    free = max(0, room.f_bavail * room.f_frsize - left)
     while free:
         try:
             os.posix_fallocate(sink.fileno(), os.fstat(sink.fileno()).st_size, free)
@@ -352,6 +364,9 @@ def disturb(box, fault):
     mend(link)
 
 
+# Only when they are asked for by name: ClickHouse itself loses data then, and the run fails over that.
+BY_NAME = {"brim clickhouse"}
+
 STEPS = {
     "kill server": kill_program,
     "stop server": stop_program,
@@ -374,6 +389,7 @@ STEPS = {
     "pause clickhouse": pause_server,
     "stutter clickhouse": stutter,
     "fill clickhouse": fill,
+    "brim clickhouse": fill,
     "parts clickhouse": refuse_parts,
     "memory clickhouse": refuse_memory,
     "readonly clickhouse": refuse_read_only,

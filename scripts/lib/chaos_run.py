@@ -167,7 +167,7 @@ class Run:
         for kind in KINDS:
             try:
                 wait_stored(self.box.space, kind=kind, deadline_s=DRAIN_S_MAX)
-            except AssertionError as error:
+            except (AssertionError, RuntimeError, OSError) as error:
                 self.box.problems.append(f"the lag of {kind} does not come to zero: {error}")
         self.drained_s = time.monotonic() - began
         # No insert can come late any more.
