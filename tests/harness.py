@@ -485,9 +485,13 @@ class _OwnServer:
         self.server = server
 
     def start(self):
-        self.server.start(*self._software(), dies_with_parent=True)
+        self.launch()
         self.server.wait_ready()
         return self
+
+    def launch(self):
+        """Starts it and does not wait. It ends with the thread that starts it, as the kernel has it."""
+        self.server.start(*self._software(), dies_with_parent=True)
 
     def stop(self):
         self.server.stop()
@@ -509,7 +513,7 @@ class _OwnServer:
 
 
 class OwnKafka(_OwnServer):
-    def __init__(self, folder):
+    def __init__(self, folder, **options):
         super().__init__(
             kafka_server.Kafka(
                 folder,
@@ -517,6 +521,7 @@ class OwnKafka(_OwnServer):
                 controller_port=ports.pick_free(),
                 heap_mb=512,
                 session_ms=3000,
+                **options,
             )
         )
 

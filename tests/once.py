@@ -3,21 +3,20 @@
 - `Sent`: what the test's own client knows: the keys that were acknowledged, and those whose answer never came.
 - `Load`: clients that post events, send again what was refused, and repeat what was taken before.
 - `reckon`: waits until everything in the log is stored, then compares report, stored rows, ledger and commits with `Sent`.
-- `Proxy`: stands between the program and a server, to cut the connection, or to swallow an answer.
+- `Proxy` (of scripts/lib): stands between the program and a server, to cut the connection, or to swallow an answer.
 """
 
 import collections
 import http.client
 import json
 import random
-import socket
 import subprocess
 import threading
 import time
 import uuid
-from contextlib import closing, suppress
 
 from harness import environment_without_settings, eventually, millrace_binary
+from tcp_proxy import Proxy  # noqa: F401: for the tests
 
 # Small ranges that close early, so that a short test sees many of them. A claim lives 10 s, an insert 5 s.
 SMALL_RANGES = {
@@ -262,105 +261,3 @@ def reckon(space, sent, door, **options):
     took_s = wait_stored(space, **options)
     check_counts(space, sent, door)
     return took_s
-
-
-class Proxy:
-    """TCP between the program and a server, which a test can cut.
-
-    - `swallow(needle, times)`: the next `times` requests in which `needle` occurs reach the server, and the answer is
-      lost: the connection is closed when it begins to arrive.
-    - `cut()`: all connections are closed and new ones refused; `mend()` ends that.
-    - `freeze()`: connections stay, and nothing passes; `thaw()` ends that.
-    """
-
-    def __init__(self, target):
-        host, _, port = target.rpartition(":")
-        self.target = (host, int(port))
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
-        self.address = f"127.0.0.1:{self.port}"
-        self.lock = threading.Lock()
-        self.needle, self.left, self.swallowed = b"", 0, 0
-        self.flows = threading.Event()
-        self.flows.set()
-        self.open = set()
-        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
-
-    def swallow(self, needle, times):
-        with self.lock:
-            self.needle, self.left = needle, times
-
-    def cut(self):
-        # A listener that is only closed goes on accepting in a thread that waits in accept.
-        with suppress(OSError):
-            self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        with self.lock:
-            found, self.open = self.open, set()
-        for connection in found:
-            _end(connection)
-
-    def freeze(self):
-        self.flows.clear()
-
-    def thaw(self):
-        self.flows.set()
-
-    def mend(self):
-        self.listener = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
-
-    def _accept(self, listener):
-        while True:
-            try:
-                near, _ = listener.accept()
-            except OSError:
-                return
-            try:
-                far = socket.create_connection(self.target, timeout=10)
-                far.settimeout(None)
-            except OSError:
-                near.close()
-                continue
-            marked = threading.Event()
-            with self.lock:
-                self.open |= {near, far}
-            threading.Thread(target=self._forward, args=(near, far, marked), daemon=True).start()
-            threading.Thread(target=self._back, args=(near, far, marked), daemon=True).start()
-
-    def _forward(self, near, far, marked):
-        with suppress(OSError):
-            while piece := near.recv(1 << 16):
-                self.flows.wait()
-                with self.lock:
-                    if self.left > 0 and not marked.is_set() and self.needle in piece:
-                        self.left -= 1
-                        marked.set()
-                far.sendall(piece)
-        self._close(near, far)
-
-    def _back(self, near, far, marked):
-        with suppress(OSError):
-            while piece := far.recv(1 << 16):
-                self.flows.wait()
-                if marked.is_set():
-                    with self.lock:
-                        self.swallowed += 1
-                    break
-                near.sendall(piece)
-        self._close(near, far)
-
-    def _close(self, near, far):
-        with self.lock:
-            self.open -= {near, far}
-        for connection in (near, far):
-            _end(connection)
-
-    def close(self):
-        self.thaw()
-        self.cut()
-
-
-def _end(connection):
-    with closing(connection), suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)

@@ -58,7 +58,7 @@ CONFIG = """\
 USERS = """\
 <clickhouse>
     <profiles>
-        <default/>
+        <default>{profile}</default>
         {host_profile}
     </profiles>
     <quotas>
@@ -110,6 +110,8 @@ class ClickHouse:
         self.user = USER
         self.log = home / "log" / "clickhouse.log"
         self.password_path = home / "clickhouse.password"
+        # Settings of its users' queries, from the next start on, such as {"max_memory_usage": 1000}.
+        self.profile = {}
         self.process = Process("clickhouse", home / "run")
 
     @property
@@ -133,11 +135,16 @@ class ClickHouse:
         _write_private(config, CONFIG.format(**{key: escape(str(value)) for key, value in values.items()}))
         grants = "\n                ".join(f"<query>{grant}</query>" for grant in GRANTS)
         digest = hashlib.sha256(self.password.encode()).hexdigest()
+        profile = "".join(f"<{name}>{value}</{name}>" for name, value in self.profile.items())
         embedded = engine.suffix == ".so"
         _write_private(
             users,
             USERS.format(
-                user=self.user, password_sha256=digest, grants=grants, **(EMBEDDED if embedded else INSTALLED)
+                user=self.user,
+                password_sha256=digest,
+                grants=grants,
+                profile=profile,
+                **(EMBEDDED if embedded else INSTALLED),
             ),
         )
         environment = dict(os.environ, TZ="UTC")

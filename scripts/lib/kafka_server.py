@@ -19,13 +19,15 @@ HOST = "127.0.0.1"
 class Kafka:
     """Its data is in `kafka/` of the home folder, its log in `log/kafka.log`."""
 
-    def __init__(self, home, *, port, controller_port, heap_mb=1024, session_ms=6000):
+    def __init__(self, home, *, port, controller_port, heap_mb=1024, session_ms=6000, doors=()):
         self.home = home
         self.port = port
         self.controller_port = controller_port
         self.heap_mb = heap_mb
         # After so much silence a writer's partitions are given to others.
         self.session_ms = session_ms
+        # Further ports, each with the port under which clients that come through it are told to come again: a proxy's.
+        self.doors = doors
         self.log = home / "log" / "kafka.log"
         self.process = Process("kafka", home / "run")
 
@@ -67,7 +69,7 @@ class Kafka:
     def wait_ready(self, deadline_s=READY_S):
         """Returns once the broker answers a request."""
         end = time.monotonic() + deadline_s
-        while not self._answers():
+        while not self.answers():
             if self.process.pid is None:
                 raise Failure(f"Kafka ended while it was starting: {last_line(self.log)} (log: {self.log})")
             if time.monotonic() > end:
@@ -79,7 +81,8 @@ class Kafka:
     def stop(self, grace_s=STOP_S):
         return self.process.stop(grace_s)
 
-    def _answers(self):
+    def answers(self):
+        """Whether the broker serves requests."""
         # ApiVersions version 0, correlation 1, no client id: a broker holds back its answer until it serves requests.
         request = struct.pack(">hhih", 18, 0, 1, -1)
         try:
@@ -113,11 +116,16 @@ class Kafka:
             raise Failure(
                 f"Kafka cannot keep data in {data}, for it takes a comma as the end of a name: set VAR_DIR to a folder without one"
             )
+        names = ["PLAINTEXT", *(f"DOOR{number}" for number in range(len(self.doors)))]
+        listened = [self.port, *(port for port, _ in self.doors)]
+        advertised = [self.port, *(port for _, port in self.doors)]
+        named = lambda ports: [f"{name}://{HOST}:{port}" for name, port in zip(names, ports, strict=True)]  # noqa: E731
         values = {
             "process.roles": "broker,controller",
             "node.id": 1,
-            "listeners": f"PLAINTEXT://{HOST}:{self.port},CONTROLLER://{HOST}:{self.controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{HOST}:{self.port}",
+            "listeners": ",".join([*named(listened), f"CONTROLLER://{HOST}:{self.controller_port}"]),
+            "advertised.listeners": ",".join(named(advertised)),
+            "listener.security.protocol.map": ",".join(f"{name}:PLAINTEXT" for name in ["CONTROLLER", *names]),
             "controller.listener.names": "CONTROLLER",
             "controller.quorum.voters": f"1@{HOST}:{self.controller_port}",
             "log.dirs": data,

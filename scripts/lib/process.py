@@ -96,6 +96,10 @@ class Process:
         _write_whole(self.state_path, json.dumps(state) + "\n")
         _write_whole(self.pid_path, f"{pid}\n")
 
+    def status(self):
+        """How the process ended that this object started: its exit status, or a signal's number below zero; else None."""
+        return None if self._child is None else self._child.poll()
+
     def signal(self, number):
         """Signals the process; nothing happens when it is gone."""
         pid = self.pid

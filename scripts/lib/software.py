@@ -197,6 +197,25 @@ def fetch_chdb(var, log):
     return folder / "libchdb.so"
 
 
+def find_faketime(var, log):
+    """libfaketime, which gives one process a clock of its own: the installed one, or Debian's package, unpacked."""
+    name = "libfaketimeMT.so.1"
+    for installed in Path("/usr/lib").glob(f"*/faketime/{name}"):
+        return installed
+    folder = var / "software" / "libfaketime"
+    with _fetching(folder) as fresh:
+        if fresh is not None:
+            if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+                raise Failure("libfaketime is missing: install it with this system's package manager")
+            command = ["apt-get", "download", "-q", "libfaketime"]
+            if not run_logged("fetching libfaketime with apt-get", command, log, cwd=fresh):
+                raise Failure(f"could not fetch libfaketime with apt-get: see {log}")
+            (package,) = fresh.glob("libfaketime_*.deb")
+            if not run_logged("  unpacking", ["dpkg-deb", "-x", package, fresh], log):
+                raise Failure(f"could not unpack {package.name}: see {log}")
+    return next(folder.rglob(name))
+
+
 def _unpack_chdb(folder):
     (archive,) = folder.glob("*.tgz")
     digest = hashlib.sha512()

@@ -13,7 +13,7 @@ use crate::config::{Config, Loaded, limits, show};
 use crate::kinds::{Kind, KindVisitor, MIGRATIONS, visit_all};
 use crate::log::topics::{Admin, Topic, TopicError, too_narrow};
 use crate::observe::descriptors_max;
-use crate::store::migrate::{self, MigrateError, NarrowWindow};
+use crate::store::migrate::{self, MigrateError};
 use crate::store::{Store, StoreError};
 
 /// How long each server may take to answer.
@@ -310,7 +310,7 @@ async fn schema(store: &Store) -> Finding {
         Ok(pending) if pending.is_empty() => match migrate::narrow_windows(store).await {
             Ok(narrow) => match narrow.first() {
                 None => finding(State::Ok, "schema", format!("database {} is up to date", store.database())),
-                Some(narrow) => finding(State::Fail, "schema", narrow_window(store, narrow)),
+                Some(narrow) => finding(State::Fail, "schema", narrow.told(store)),
             },
             Err(error) => store_finding("schema", &error),
         },
@@ -321,15 +321,6 @@ async fn schema(store: &Store) -> Finding {
         }
         Err(error) => store_finding("schema", &error),
     }
-}
-
-fn narrow_window(store: &Store, narrow: &NarrowWindow) -> String {
-    let table = store.table(&narrow.table);
-    format!(
-        "{table} remembers {} inserts, too few to recognise a repeated one: run ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = {}",
-        narrow.window,
-        limits::DEDUPLICATION_WINDOW
-    )
 }
 
 fn store_finding(what: &'static str, error: &MigrateError) -> Finding {

@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::kinds::Kind;
 use crate::log::topic::Inspector;
 use crate::store::Store;
+use crate::store::migrate;
 use crate::store::stored::LogRow;
 use crate::writer::identity::{self, Decision, Generation, Stored, decide};
 
@@ -40,6 +41,21 @@ pub fn recognise<K: Kind>(
             .ok_or_else(|| not_yet(&"the generation that was just read is gone")),
         Decision::First(_) => Err(not_yet(&"the log's generation was recorded, but is not there")),
         Decision::Refuse(reason) => Err(Unknown::Refused(reason)),
+    }
+}
+
+/// As [`recognise`], for whoever stores: tables that remember too few inserts would take a repeated one for a new one.
+pub fn recognise_to_store<K: Kind>(
+    inspector: &Inspector,
+    store: &Store,
+    runtime: &Handle,
+    topic: &str,
+) -> Result<Generation, Unknown> {
+    let generation = recognise::<K>(inspector, store, runtime, topic)?;
+    let narrow = runtime.block_on(migrate::narrow_windows(store)).map_err(|error| Unknown::NotYet(error.to_string()))?;
+    match narrow.first() {
+        Some(narrow) => Err(Unknown::Refused(narrow.told(store))),
+        None => Ok(generation),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::recognise::{Unknown, recognise};
+use super::recognise::{Unknown, recognise_to_store};
 use super::{Program, RunError};
 use crate::kinds::Kind;
 use crate::log::topic::Inspector;
@@ -69,7 +69,7 @@ fn recognise_until_ending<K: Kind>(
     let mut lags: Vec<LagMetric> = Vec::new();
     let mut looked_at: Option<Instant> = None;
     loop {
-        match recognise::<K>(inspector, &program.store, &program.runtime, topic) {
+        match recognise_to_store::<K>(inspector, &program.store, &program.runtime, topic) {
             Ok(generation) => return Ok(Some(generation)),
             Err(Unknown::Refused(reason)) => return Err(RunError::LogRefused(reason)),
             Err(Unknown::NotYet(reason)) => {
@@ -106,7 +106,7 @@ fn recognition<K: Kind>(program: Arc<Program>, inspector: Arc<Inspector>, log: A
             return Ok(());
         }
         let asked_at = Instant::now();
-        let refused = match recognise::<K>(&inspector, &program.store, &program.runtime, &log.topic) {
+        let refused = match recognise_to_store::<K>(&inspector, &program.store, &program.runtime, &log.topic) {
             Ok(found) if found.number == log.number => {
                 *known_at = asked_at;
                 return Ok(());

@@ -142,6 +142,18 @@ pub struct NarrowWindow {
     pub window: u64,
 }
 
+impl NarrowWindow {
+    /// What is wrong, and what to do about it.
+    pub fn told(&self, store: &Store) -> String {
+        let table = store.table(&self.table);
+        format!(
+            "{table} remembers {} inserts, too few to recognise a repeated one: run ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = {}",
+            self.window,
+            limits::DEDUPLICATION_WINDOW
+        )
+    }
+}
+
 /// Tables of events and counters whose de-duplication window was narrowed after they were made: what each insert's
 /// safety rests on is looked at, not taken for granted.
 pub async fn narrow_windows(store: &Store) -> Result<Vec<NarrowWindow>, MigrateError> {
