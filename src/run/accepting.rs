@@ -12,6 +12,7 @@ use crate::accept::{AcceptObserver, AcceptOptions, Acceptor, LogRejects};
 use crate::batch::{self, Batch, Inlet, Options};
 use crate::config::limits;
 use crate::exchange::{Answer, Endpoint, Fault, Head, last_segment};
+use crate::flow::{Chunk, Sink};
 use crate::kinds::{Columns, Kind, QueryEvents};
 use crate::log::produce::{DeliveryObserver, Producer, Record};
 use crate::log::record;
@@ -28,7 +29,7 @@ const RETRY_AFTER_S: u16 = 1;
 pub struct Intake<K: Kind> {
     kind: Arc<K>,
     acceptor: OnceLock<Acceptor<K>>,
-    producer: Arc<Producer>,
+    lanes: Arc<Lanes>,
     /// Whether Kafka was there when it was last asked.
     answers: Arc<AtomicBool>,
 }
@@ -36,13 +37,61 @@ pub struct Intake<K: Kind> {
 impl<K: Kind> Intake<K> {
     /// Waits until everything handed to Kafka is settled.
     pub fn flush(&self, timeout: Duration) -> bool {
-        self.producer.flush(timeout)
+        self.lanes.flush(timeout)
     }
 
     fn acceptor(&self) -> Result<&Acceptor<K>, Fault> {
         self.acceptor
             .get()
             .ok_or_else(|| unavailable("the log is not open yet, /health/ready says why: nothing can be accepted"))
+    }
+}
+
+/// A chunk with fewer events, and fewer bytes, than this goes the way of the few.
+const FEW_EVENTS: usize = 64;
+const FEW_BYTES: usize = 64 << 10;
+
+/// The two ways into the log, each with a connection of its own. Kafka answers a connection's requests one after the other,
+/// so on a common one a single event would wait behind megabytes of a file that is being sent.
+struct Lanes {
+    few: Arc<Producer>,
+    many: Arc<Producer>,
+}
+
+impl Lanes {
+    fn each(&self) -> [&Producer; 2] {
+        [&self.few, &self.many]
+    }
+
+    fn acknowledged(&self) -> u64 {
+        self.each().map(Producer::acknowledged).iter().sum()
+    }
+
+    fn is_stalled(&self) -> bool {
+        self.each().into_iter().any(Producer::is_stalled)
+    }
+
+    /// See [`Producer::keep`].
+    fn keep(&self) {
+        self.each().into_iter().for_each(Producer::keep);
+    }
+
+    fn flush(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        self.each().map(|lane| lane.flush(deadline.saturating_duration_since(Instant::now()))) == [true; 2]
+    }
+}
+
+/// Puts each chunk into its lane's batcher.
+struct Inlets<C> {
+    few: Inlet<C>,
+    many: Inlet<C>,
+}
+
+impl<C: Columns> Sink<C> for Inlets<C> {
+    fn put(&self, partition: u32, chunk: Chunk<C>) -> Result<(), Chunk<C>> {
+        let is_few = chunk.columns.len() < FEW_EVENTS && chunk.columns.bytes() < FEW_BYTES;
+        if is_few { self.few.put(partition, chunk) } else { self.many.put(partition, chunk) }
     }
 }
 
@@ -96,9 +145,12 @@ fn unavailable(message: &'static str) -> Fault {
 
 /// The intake of a kind; it opens in the background, once the log is known.
 pub fn open_intake<K: Kind>(program: &Arc<Program>, kind: Arc<K>, topic: &str) -> Result<Arc<Intake<K>>, RunError> {
-    let metrics = program.metrics.kind(K::NAME);
-    let producer = Arc::new(Producer::new(&program.log_options, Box::new(Deliveries(metrics)))?);
-    let intake = Arc::new(Intake { kind, acceptor: OnceLock::new(), producer, answers: Arc::default() });
+    let producer = || {
+        let observer = Deliveries(program.metrics.kind(K::NAME));
+        Producer::new(&program.log_options, Box::new(observer)).map(Arc::new)
+    };
+    let lanes = Arc::new(Lanes { few: producer()?, many: producer()? });
+    let intake = Arc::new(Intake { kind, acceptor: OnceLock::new(), lanes, answers: Arc::default() });
     let condition =
         program.health.condition(format!("{} intake", K::NAME), &[Duty::Accept], "Kafka was not reached yet");
     let (program, topic, opening) = (program.clone(), topic.to_owned(), intake.clone());
@@ -121,10 +173,16 @@ fn open_when_known<K: Kind>(
     loop {
         match partitions::<K>(program, &inspector, topic) {
             Ok(partitions) => {
-                let inlet = start_batchers::<K>(program, topic, partitions, intake.producer.clone())?;
+                let start = |name: String, lane: &Arc<Producer>| {
+                    start_batcher::<K>(program, &name, topic, partitions, lane.clone())
+                };
+                let inlets = Inlets {
+                    few: start(format!("{}-few", K::NAME), &intake.lanes.few)?,
+                    many: start(K::NAME.to_owned(), &intake.lanes.many)?,
+                };
                 intake.answers.store(true, Ordering::Release);
                 // Opened here only.
-                let _ = intake.acceptor.set(acceptor::<K>(program, partitions, inlet, intake));
+                let _ = intake.acceptor.set(acceptor::<K>(program, partitions, inlets, intake));
                 condition.holds();
                 tracing::info!(topic, partitions, "accepting");
                 break;
@@ -137,12 +195,12 @@ fn open_when_known<K: Kind>(
         }
     }
     while !program.shutdown.wait(ASK_AGAIN) {
-        intake.producer.keep();
-        let asked = ask(&inspector, topic, &intake.producer);
+        intake.lanes.keep();
+        let asked = ask(&inspector, topic, &intake.lanes);
         intake.answers.store(asked.is_ok(), Ordering::Release);
         match asked {
             Err(reason) => condition.missing(reason),
-            Ok(()) if intake.producer.is_stalled() => condition.missing("Kafka does not acknowledge what it is sent"),
+            Ok(()) if intake.lanes.is_stalled() => condition.missing("Kafka does not acknowledge what it is sent"),
             Ok(()) => condition.holds(),
         }
     }
@@ -151,18 +209,23 @@ fn open_when_known<K: Kind>(
 
 /// Whether Kafka is there. It is asked even when nothing is sent, so that nothing has to wait in vain to find out; what
 /// it acknowledges meanwhile counts more than an answer that is late.
-fn ask(inspector: &Inspector, topic: &str, producer: &Producer) -> Result<(), String> {
-    let acknowledged = producer.acknowledged();
+fn ask(inspector: &Inspector, topic: &str, lanes: &Lanes) -> Result<(), String> {
+    let acknowledged = lanes.acknowledged();
     let reason = match inspector.partitions(topic) {
         Ok(Some(_)) => return Ok(()),
         Ok(None) => format!("there is no topic {topic} in Kafka"),
         Err(error) => error.to_string(),
     };
-    if producer.acknowledged() > acknowledged { Ok(()) } else { Err(reason) }
+    if lanes.acknowledged() > acknowledged { Ok(()) } else { Err(reason) }
 }
 
 /// The accepting stage of a kind.
-fn acceptor<K: Kind>(program: &Program, partitions: u32, inlet: Inlet<K::Columns>, intake: &Intake<K>) -> Acceptor<K> {
+fn acceptor<K: Kind>(
+    program: &Program,
+    partitions: u32,
+    inlets: Inlets<K::Columns>,
+    intake: &Intake<K>,
+) -> Acceptor<K> {
     let http = &program.config.http;
     let options = AcceptOptions {
         partitions,
@@ -170,8 +233,8 @@ fn acceptor<K: Kind>(program: &Program, partitions: u32, inlet: Inlet<K::Columns
         ack_timeout: Duration::from_millis(http.ack_ms_max),
         retry_after_s: RETRY_AFTER_S,
     };
-    let (producer, answers) = (intake.producer.clone(), intake.answers.clone());
-    let overload = move || match producer.is_stalled() || !answers.load(Ordering::Acquire) {
+    let (lanes, answers) = (intake.lanes.clone(), intake.answers.clone());
+    let overload = move || match lanes.is_stalled() || !answers.load(Ordering::Acquire) {
         true => Err(unavailable("Kafka does not answer at the moment: nothing can be accepted")),
         false => Ok(()),
     };
@@ -180,7 +243,7 @@ fn acceptor<K: Kind>(program: &Program, partitions: u32, inlet: Inlet<K::Columns
         intake.kind.clone(),
         options,
         Box::new(overload),
-        Arc::new(inlet),
+        Arc::new(inlets),
         Arc::new(rejects),
         Arc::new(observer),
     )
@@ -203,8 +266,9 @@ fn partitions<K: Kind>(program: &Program, inspector: &Inspector, topic: &str) ->
     Ok(found)
 }
 
-fn start_batchers<K: Kind>(
+fn start_batcher<K: Kind>(
     program: &Program,
+    name: &str,
     topic: &str,
     partitions: u32,
     producer: Arc<Producer>,
@@ -232,7 +296,7 @@ fn start_batchers<K: Kind>(
         };
         producer.produce(record, Instant::now() + patience);
     };
-    Ok(batch::start(K::NAME, partitions, options, produce)?)
+    Ok(batch::start(name, partitions, options, produce)?)
 }
 
 /// Turns deliveries into metrics.

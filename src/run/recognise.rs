@@ -52,7 +52,8 @@ pub fn recognise_to_store<K: Kind>(
     topic: &str,
 ) -> Result<Generation, Unknown> {
     let generation = recognise::<K>(inspector, store, runtime, topic)?;
-    let narrow = runtime.block_on(migrate::narrow_windows(store)).map_err(|error| Unknown::NotYet(error.to_string()))?;
+    let narrow =
+        runtime.block_on(migrate::narrow_windows(store)).map_err(|error| Unknown::NotYet(error.to_string()))?;
     match narrow.first() {
         Some(narrow) => Err(Unknown::Refused(narrow.told(store))),
         None => Ok(generation),
