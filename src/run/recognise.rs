@@ -57,8 +57,8 @@ pub fn open_generation<K: Kind>(config: &Config, topic: &str) -> Result<Generati
     let mut stored = Vec::new();
     if let Some(newest) = recorded.last() {
         for (partition, start) in (0..).zip(&newest.start_offsets) {
-            let (ledger, orphans) = runtime.block_on(store.stored_to::<K>(newest.number, partition, *start))?;
-            stored.push(Stored { next: ledger.map(|ledger| ledger.next), uncounted: orphans.is_some() });
+            let found = runtime.block_on(store.stored_to::<K>(newest.number, partition, *start))?;
+            stored.push(Stored { next: found.ledger.map(|ledger| ledger.next), uncounted: found.orphans.is_some() });
         }
     }
     let opened = identity::open(&recorded, &log, &stored)?;

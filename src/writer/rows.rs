@@ -122,7 +122,8 @@ fn zero_row(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     RecordBatch::try_new(batch.schema(), columns)
 }
 
-fn stream(batch: &RecordBatch) -> Result<Encoded, ArrowError> {
+/// A batch as it is sent.
+pub(super) fn stream(batch: &RecordBatch) -> Result<Encoded, ArrowError> {
     let mut encoder = StreamEncoder::try_new(&batch.schema())?;
     let mut buffers = encoder.encode(batch)?;
     buffers.extend(encoder.finish()?);
