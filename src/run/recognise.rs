@@ -43,7 +43,8 @@ pub fn recognise<K: Kind>(
     }
 }
 
-fn generations<K: Kind>(store: &Store, runtime: &Handle) -> Result<Vec<Generation>, Unknown> {
+/// The recorded generations, oldest first.
+pub(super) fn generations<K: Kind>(store: &Store, runtime: &Handle) -> Result<Vec<Generation>, Unknown> {
     let rows = runtime.block_on(store.logs::<K>()).map_err(|error| Unknown::NotYet(error.to_string()))?;
     Ok(rows.into_iter().map(generation_of).collect())
 }

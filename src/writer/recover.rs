@@ -5,6 +5,7 @@
 
 use super::claim::{Committed, LastCommit, Range};
 use super::halt::{Why, quote_metadata};
+use crate::store::stored::StoredTo;
 
 /// What is known of a partition, read by the shell when asked to recover.
 ///
@@ -83,6 +84,28 @@ pub(super) enum Plan {
         /// How many of its events are stored; with a value all of them are, and only its counters are missing.
         events_stored: Option<u64>,
     },
+}
+
+/// What the store holds, as it is compared here.
+pub fn of_store(found: &StoredTo) -> (Option<Ledger>, Option<Orphans>) {
+    let ledger = found.ledger.map(|ledger| Ledger {
+        first: ledger.first,
+        next: ledger.next,
+        offsets: ledger.offsets,
+        new_events: ledger.new_events,
+        stored: found.rows,
+    });
+    let orphans = found.orphans.map(|orphans| Orphans {
+        last_min: orphans.last_min,
+        last_max: orphans.last_max,
+        rows: orphans.rows,
+    });
+    (ledger, orphans)
+}
+
+/// Why a writer that took the partition over would stand still.
+pub fn complaint(known: &Recovered) -> Option<Why> {
+    plan(known).err()
 }
 
 /// Decides where to go on.

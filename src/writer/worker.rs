@@ -17,7 +17,7 @@ use super::halt::{Halt, Place};
 use super::identity::Generation;
 use super::load::{LoadError, Loading};
 use super::machine::{Insert, Limits, Machine, Outcome, Step};
-use super::recover::{Ledger, Orphans, Recovered};
+use super::recover::{Recovered, of_store};
 use super::rejected;
 use super::rows::{Encoded, Rows, encode};
 use super::seen::SeenKeys;
@@ -189,7 +189,11 @@ impl<K: Kind> Worker<K> {
             Ok(commit) => commit,
             Err(error) => return self.not_yet("asking Kafka what is committed", &error),
         };
-        let stored = self.tools.store.stored_to::<K>(log.number, tenure.partition, start);
+        let stored = async {
+            // A repair that is under way, or was killed, must not put into place what it made before this tenure.
+            self.tools.store.drop_repairs::<K>().await?;
+            self.tools.store.stored_to::<K>(log.number, tenure.partition, start).await
+        };
         let stored = match self.tools.runtime.block_on(stored) {
             Ok(found) => found,
             Err(error) => return self.not_yet("asking ClickHouse what is stored", &error),
@@ -198,23 +202,14 @@ impl<K: Kind> Worker<K> {
             Ok(found) => found,
             Err(error) => return self.not_yet("asking Kafka how far the log reaches", &error),
         };
+        let (ledger, orphans) = of_store(&stored);
         let known = Recovered {
             generation: log.number,
             start,
             committed: committed
                 .map_or(LastCommit::None, |commit| LastCommit::read(Some(commit.offset), &commit.metadata)),
-            ledger: stored.ledger.map(|found| Ledger {
-                first: found.first,
-                next: found.next,
-                offsets: found.offsets,
-                new_events: found.new_events,
-                stored: stored.rows,
-            }),
-            orphans: stored.orphans.map(|found| Orphans {
-                last_min: found.last_min,
-                last_max: found.last_max,
-                rows: found.rows,
-            }),
+            ledger,
+            orphans,
             log_low,
             log_high,
         };
