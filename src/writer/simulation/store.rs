@@ -193,11 +193,12 @@ impl Store {
         self.window.values_mut().for_each(|forgotten_at| *forgotten_at = u64::MAX);
     }
 
-    /// Whether a range's insert is there: so many events, or without a number its counters.
+    /// Whether a range's insert is there: so many events, or without a number its counters
+    /// (or those of what another writer has stored since).
     pub fn has(&self, partition: usize, generation: u32, range: Range, events: Option<u64>) -> bool {
         match events {
             Some(sent) => self.rows(partition, (generation, range.first), (generation, range.next())) == sent,
-            None => self.ledger(partition, generation).is_some_and(|ledger| ledger.next == range.next()),
+            None => self.ledger(partition, generation).is_some_and(|ledger| ledger.next >= range.next()),
         }
     }
 
