@@ -73,7 +73,8 @@ pub fn repair<K: Kind>(config: &Config, dry_run: bool, say: &mut dyn FnMut(Strin
         inspector: Arc::new(Inspector::new(&options)?),
         options,
         store: Store::new(&config.clickhouse).with_read_timeout(STATEMENT_MAX),
-        runtime: tokio::runtime::Builder::new_current_thread().enable_all().build()?,
+        // With a thread of its own: what waits on a handle alone does not drive it.
+        runtime: tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?,
         recorded: Vec::new(),
         dry_run,
         say,
@@ -128,6 +129,15 @@ impl Repair<'_> {
             .filter(|ledger| ledger.next > ledger.first)
             .collect();
         self.runtime.block_on(self.store.fill_counters::<K>(staging, &ledgers))?;
+        for ledger in &ledgers {
+            // How many copies its records carry besides is known no more.
+            let events = self.runtime.block_on(self.store.covered_events::<K>(ledger))?;
+            let NewLedger { generation, partition, first, next } = *ledger;
+            let range = Range { first, last: next - 1 };
+            let entry = rows::ledger_entry::<K>(generation, partition, range, [events; 2])?;
+            let token = format!("{}/{generation}/{partition}", staging.counters);
+            self.insert(&staging.counters, &token, &entry)?;
+        }
         fail::fail_point!("repair::counted", |_| end_process());
         self.writers_are_stopped()?;
         self.runtime.block_on(self.store.swap_counters::<K>(staging))?;

@@ -107,7 +107,7 @@ impl Store {
         Ok(())
     }
 
-    /// Counts the stored events that `ledgers` cover, and writes counters and ledger into a repair's table.
+    /// Counts the stored events that `ledgers` cover into a repair's table. The ledger's own rows are left to the caller.
     pub async fn fill_counters<K: Kind>(&self, staging: &Staging, ledgers: &[NewLedger]) -> Result<(), StoreError> {
         if ledgers.is_empty() {
             return Ok(());
@@ -120,20 +120,12 @@ impl Store {
              {sums} FROM {from} WHERE {} GROUP BY ALL",
             covered.join(" OR ")
         ))
-        .await?;
-        for ledger in ledgers {
-            let NewLedger { generation, partition, first, next } = *ledger;
-            let new_events = self.count::<K>(&ledger.covers()).await?;
-            // How many events its records carry besides, copies of others, is known no more.
-            self.execute(&format!(
-                "INSERT INTO {to} (log_generation, log_partition, range_first, range_last, range_offsets, events, new_events) \
-                 {FILL_SETTINGS} VALUES ({generation}, {partition}, {first}, {}, {}, {new_events}, {new_events})",
-                next - 1,
-                next - first
-            ))
-            .await?;
-        }
-        Ok(())
+        .await
+    }
+
+    /// How many events are stored of what a ledger is to cover.
+    pub async fn covered_events<K: Kind>(&self, ledger: &NewLedger) -> Result<u64, StoreError> {
+        self.count::<K>(&ledger.covers()).await
     }
 
     /// Puts a repair's counters in the place of those there are, in one step.
