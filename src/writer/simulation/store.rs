@@ -137,7 +137,7 @@ impl Store {
             first: ranges().map(|range| range.first).min()?,
             next,
             offsets: ranges().map(Range::offsets).sum(),
-            new_events: rows().map(|row| row.2.0.iter().map(|count| u64::from(*count)).sum::<u64>()).sum(),
+            new_events: rows().map(|row| row.2.0.iter().sum::<u64>()).sum(),
             stored: self.rows(partition, (generation, i64::MIN), (generation, next)),
         })
     }
