@@ -429,6 +429,42 @@ def test_events_without_keys_and_copies(program, own_clickhouse, space):
     assert "clicks,480\nimpressions,50" in check
 
 
+def test_interactions(program, own_clickhouse, space):
+    """A kind whose table has another order, and projections that must be there for the events that are added too."""
+    started = program()
+    stop_merges(space, "interaction")
+    session = str(uuid.uuid4())
+    for number in range(60):
+        one = {
+            "session_id": session if number % 2 else str(uuid.uuid4()),
+            "category": "page_interaction",
+            "name": "pageview",
+            "data": {"host": "www.example.org", "path": f"/{number}"},
+            "timestamp": "2021-01-25T18:20:42Z",
+        }
+        assert started.post("/v2/events", one).status == 202
+    wait_stored(space, kind="interaction")
+    pages = started.get(f"/v2/events?session_id={session}").json()["events"]
+    assert len(pages) == 30
+    started.stop()
+    partition = pages[0]["partition"]
+    lose(own_clickhouse, space, {("interaction_events", partition): 1, ("interaction_counters", partition): 2})
+    told = repair(space)
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "interaction: generation 1" in told.stdout
+    assert tell(space, "verify").returncode == 0
+    again = program()
+
+    def shown():
+        found = again.get(f"/v2/events?session_id={session}").json()["events"]
+        places = [[{**one, "stored_at": None} for one in events] for events in (found, pages)]
+        return places[0] == places[1]
+
+    assert shown()
+    counters = again.get("/v2/report").json()["counters"]
+    assert [row["count"] for row in counters] == [60]
+
+
 def test_another_program_in_the_group_is_refused(program, space, sent):
     fill(program, space, sent, batches=1)
     consumer = space.log.consumer(space.group)
