@@ -93,3 +93,36 @@ impl<C: Columns> Decoded<C> {
         self.columns.len() as u64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rdkafka::bindings as sys;
+
+    /// The client's own reader of headers panics on such a name.
+    #[test]
+    fn a_header_whose_name_is_no_text_is_shown_as_one_that_none_has() {
+        let add = |native, name: &[u8], value: &[u8]| {
+            // SAFETY: `native` is alive, and name and value are copied before the call returns.
+            let error = unsafe {
+                sys::rd_kafka_header_add(
+                    native,
+                    name.as_ptr().cast(),
+                    name.len() as isize,
+                    value.as_ptr().cast(),
+                    value.len() as isize,
+                )
+            };
+            assert_eq!(error, sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR);
+        };
+        // SAFETY: makes an empty list, which is destroyed below after its last use.
+        let native = unsafe { sys::rd_kafka_headers_new(2) };
+        add(native, b"\xff\xfe", b"x");
+        add(native, b"kind", b"\xffcaptcha");
+        // SAFETY: the client hands out its headers as this very pointer.
+        let headers = headers_of(unsafe { &*native.cast::<BorrowedHeaders>() });
+        assert_eq!(headers, [("\u{fffd}".to_owned(), Vec::new()), ("kind".to_owned(), b"\xffcaptcha".to_vec())]);
+        // SAFETY: made above, and used no more.
+        unsafe { sys::rd_kafka_headers_destroy(native) };
+    }
+}
