@@ -1,5 +1,7 @@
 """The log that is not the one that was recorded, or no longer whole: refused or halted, never read on in silence."""
 
+import random
+
 import confluent_kafka
 import pytest
 from harness import eventually
@@ -199,7 +201,8 @@ def test_commit_of_another_program(program, space, sent):
 
 
 def test_records_that_cannot_be_read(program, space, sent):
-    """Bytes that no part of this program wrote: passed over with a message and counted, and the rest goes on."""
+    """Bytes that no part of this program wrote: kept as they are, passed over with a message and counted, and the rest goes
+    on."""
     started = program()
     sent.post_until_taken(started, make_events(200))
     wait_stored(space)
@@ -214,23 +217,110 @@ def test_records_that_cannot_be_read(program, space, sent):
         (b"\xff" * 4096, headers),
         (b"\x00" * 4096, None),
         (good.value, [("kind", b"hit"), ("schema", b"1")]),
-        (good.value, [("kind", b"captcha"), ("schema", b"9999")]),
-        (good.value, [("kind", b"captcha"), ("schema", b"\xff\xfe")]),
+        (good.value, [("kind", b"captcha"), ("schema", b"1"), ("schema", b"\xff\xfe"), ("\u00e9", None)]),
+        (random.randbytes(900_000), headers),
     ]
-    producer = confluent_kafka.Producer({"bootstrap.servers": space.servers.kafka_brokers})
-    for partition in range(PARTITIONS):
-        for value, carried in poison:
-            producer.produce(space.topic, value, partition=partition, headers=carried)
-    producer.flush(20)
+    put_into_every_partition(space, poison)
     sent.post_until_taken(started, make_events(200))
     reckon(space, sent, started)
     assert started.is_running()
     bad = started.metric("millrace_events_rejected_total", code="bad_record")
     assert bad == PARTITIONS * len(poison)
     assert started.log_text().count("cannot be read and is passed over") == bad
+    kept = kept_aside(space)
+    assert len(kept) == bad
+    for record in space.log.records(space.topic):
+        found = kept.pop((record.partition, record.offset), None)
+        if found:
+            assert found["value"] == (record.value if record.value is None else record.value.hex().upper())
+            assert dict(zip(found["header_names"], found["header_values"], strict=True)) == {
+                name: (value or b"").hex().upper() for name, value in record.headers.items()
+            }
+            assert found["reason"]
+            assert found["at_ms"] == record.timestamp_ms
+    assert not kept, f"rows of records that are not in the log: {list(kept)[:3]}"
     # A later writer passes them over as well.
     started.stop()
     started = program()
     sent.post_until_taken(started, make_events(50))
     reckon(space, sent, started)
     check_counts(space, sent, started)
+
+
+def test_records_that_cannot_be_read_are_kept_before_they_are_passed_over(program, space, sent):
+    """A writer that dies before its range is counted has kept them, or its successor does; each is shown once."""
+    door = program("serve")
+    headers = [("kind", b"captcha"), ("schema", b"1")]
+    for point in ("before_claim", "after_events", "after_counters", "before_commit"):
+        victim = program("write", failpoints=f"writer::{point}=1*return", wait=False)
+        put_into_every_partition(space, [(f"garbage {point}".encode(), headers)])
+        sent.post_until_taken(door, make_events(100))
+        assert victim.wait_end(30) == -9
+    program("write")
+    reckon(space, sent, door)
+    assert len(kept_aside(space)) == 4 * PARTITIONS
+
+
+def test_many_records_that_cannot_be_read(program, space, sent):
+    """However many come at once: they end a range like events do, and memory stays bounded."""
+    door = program("serve")
+    headers = [("kind", b"captcha"), ("schema", b"1")]
+    put_into_every_partition(space, [(b"x" * 10, headers)] * 3000 + [(b"x" * 900_000, headers)] * 12)
+    sent.post_until_taken(door, make_events(100))
+    program("write")
+    reckon(space, sent, door)
+    assert len(kept_aside(space)) == 3012 * PARTITIONS
+
+
+def put_into_every_partition(space, records):
+    producer = confluent_kafka.Producer({"bootstrap.servers": space.servers.kafka_brokers})
+    for partition in range(PARTITIONS):
+        for value, carried in records:
+            producer.produce(space.topic, value, partition=partition, headers=carried)
+            producer.poll(0)
+    assert producer.flush(20) == 0
+
+
+def kept_aside(space):
+    """What `rejected_records` shows, by place."""
+    rows = space.store.rows(
+        "SELECT log_partition, log_offset, reason, hex(value) AS value, header_names,"
+        " arrayMap(value -> hex(value), header_values) AS header_values, toUnixTimestamp64Milli(accepted_at) AS at_ms"
+        f" FROM {space.database}.rejected_records FINAL WHERE kind = 'captcha' AND log_generation = 1"
+    )
+    found = {(row["log_partition"], row["log_offset"]): row for row in rows}
+    assert len(found) == len(rows), "a place is shown twice"
+    return found
+
+
+def test_a_record_of_a_newer_version(program, space, sent):
+    """Its events were acknowledged: what lies before it is stored, it is not passed over, and the others go on."""
+    started = program()
+    sent.post_until_taken(started, make_events(400))
+    wait_stored(space)
+    good = next(record for record in space.log.records(space.topic) if record.partition == 1)
+    _, place = space.log.watermarks(space.topic)[1]
+    producer = confluent_kafka.Producer({"bootstrap.servers": space.servers.kafka_brokers})
+    # A copy that this version can read, so that the range has something before the newer record.
+    for schema in (b"1", b"2", b"1"):
+        producer.produce(space.topic, good.value, partition=1, headers=[("kind", b"captcha"), ("schema", schema)])
+    assert producer.flush(20) == 0
+    for writer in (started, None):
+        writer = writer or program(wait=False)
+        eventually(lambda writer=writer: halted(writer) == 1, 30, what="a halted partition")
+        text = writer.get("/health/ready").text
+        assert f"the record at offset {place + 1} was written by a later version of the program" in text
+        assert "its schema version is 2, and this program reads versions up to 1" in text
+        assert "upgrade this writer" in text
+        assert space.log.committed(space.group, space.topic)[1][0] == place + 1
+        before = sum(read_report(writer).values())
+        events = make_events(400)
+        sent.post_until_taken(writer, events)
+        eventually(
+            lambda before=before, writer=writer: sum(read_report(writer).values()) > before + 250,
+            20,
+            what="the events of the other partitions",
+        )
+        assert writer.metric("millrace_events_rejected_total", code="bad_record") == 0
+        writer.stop()
+    assert not kept_aside(space)

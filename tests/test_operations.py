@@ -189,7 +189,7 @@ def test_secrets_are_not_taken_from_flags_nor_shown_when_they_are_wrong(tmp_path
 def test_every_subcommand_has_help():
     status, out, err = tell(None, "--help")
     assert (status, err) == (0, "")
-    for subcommand in ("run", "serve", "write", "migrate", "check", "verify"):
+    for subcommand in ("run", "serve", "write", "migrate", "check", "verify", "repair"):
         assert subcommand in out
         status, said, err = tell(None, subcommand, "--help")
         assert (status, err) == (0, "")

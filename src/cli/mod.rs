@@ -1,4 +1,4 @@
-//! The command line: `millrace run | serve | write | migrate | check | verify`, a file for each.
+//! The command line: `millrace run | serve | write | migrate | check | verify | repair`, a file for each.
 //!
 //! Exit codes, the same for all: 0 done, 1 failed or found wanting, 2 the command line or the configuration is wrong;
 //! 130 or 143 after a second SIGINT or SIGTERM.
@@ -7,6 +7,7 @@ mod check;
 mod migrate;
 pub mod out;
 mod paths;
+mod repair;
 pub mod run;
 mod serve;
 mod verify;
@@ -124,6 +125,7 @@ pub enum Command {
     Migrate(migrate::Migrate),
     Check(check::Check),
     Verify(verify::Verify),
+    Repair(repair::Repair),
 }
 
 impl Command {
@@ -136,6 +138,7 @@ impl Command {
             Command::Migrate(migrate) => migrate.execute(loaded),
             Command::Check(check) => check.execute(loaded),
             Command::Verify(verify) => verify.execute(loaded),
+            Command::Repair(repair) => repair.execute(loaded),
         }
     }
 }

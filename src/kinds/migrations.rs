@@ -36,6 +36,18 @@ macro_rules! migration {
 }
 pub(super) use migration;
 
+/// As `migration`, of what all kinds share.
+macro_rules! shared_migration {
+    ($number:literal, $name:literal) => {
+        $crate::kinds::migrations::Migration {
+            number: $number,
+            name: $name,
+            sql: include_str!(concat!("../../sql/shared/000", $number, "_", $name, ".sql")),
+        }
+    };
+}
+pub(super) use shared_migration;
+
 impl KindMigrations {
     /// The file of one of its migrations, for messages.
     pub fn file(&self, migration: &Migration) -> String {
@@ -45,11 +57,11 @@ impl KindMigrations {
 
 #[cfg(test)]
 mod tests {
-    use crate::kinds::MIGRATIONS;
+    use crate::kinds::ALL_MIGRATIONS;
 
     #[test]
     fn numbers_have_no_gaps_and_every_file_is_registered() {
-        for kind in MIGRATIONS {
+        for kind in ALL_MIGRATIONS {
             let mut files: Vec<String> = std::fs::read_dir(format!("sql/{}", kind.kind))
                 .unwrap()
                 .map(|file| file.unwrap().path().display().to_string())

@@ -41,8 +41,16 @@ macro_rules! register {
         /// The migrations of all kinds, in the order in which they are applied.
         pub const MIGRATIONS: &[KindMigrations] =
             &[$(KindMigrations { kind: <$kind>::NAME, migrations: <$kind>::MIGRATIONS }),+];
+
+        /// Those of what all kinds share, then those of all kinds: everything that is applied.
+        pub const ALL_MIGRATIONS: &[KindMigrations] =
+            &[SHARED, $(KindMigrations { kind: <$kind>::NAME, migrations: <$kind>::MIGRATIONS }),+];
     };
 }
+
+/// What all kinds share.
+const SHARED: KindMigrations =
+    KindMigrations { kind: "shared", migrations: &[migrations::shared_migration!(1, "rejected_records")] };
 
 register!(captcha::Captcha, interaction::Interaction, hit::Hit);
 

@@ -7,6 +7,7 @@ pub mod client;
 pub mod consume;
 pub mod facts;
 pub mod group;
+pub mod groups;
 pub mod produce;
 pub mod record;
 pub mod topic;

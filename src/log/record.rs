@@ -7,7 +7,7 @@ use arrow::array::RecordBatch;
 use arrow::buffer::Buffer;
 use arrow::ipc::reader::StreamDecoder;
 use arrow::ipc::writer::StreamWriter;
-use rdkafka::message::{BorrowedHeaders, Header, Headers, OwnedHeaders};
+use rdkafka::message::{Header, OwnedHeaders};
 
 use crate::kinds::{BadRecord, Columns, Kind};
 
@@ -35,12 +35,28 @@ pub fn encode<C: Columns>(columns: C) -> Vec<u8> {
     value
 }
 
+/// Why a record is not read.
+#[derive(Debug)]
+pub enum Unread {
+    /// No version of the program can read it.
+    Bad(BadRecord),
+    /// A later version wrote it, and can read it; the text says what was found.
+    Newer(String),
+}
+
+impl From<BadRecord> for Unread {
+    fn from(bad: BadRecord) -> Unread {
+        Unread::Bad(bad)
+    }
+}
+
 /// Reads the events of a record. Any defect is a [`BadRecord`]: bytes from the log never panic.
-pub fn decode<K: Kind>(headers: Option<&BorrowedHeaders>, value: &[u8]) -> Result<K::Columns, BadRecord> {
+pub fn decode<K: Kind>(headers: &[(String, Vec<u8>)], value: &[u8]) -> Result<K::Columns, Unread> {
     check_headers::<K>(headers)?;
     // The Arrow library refuses most of what is damaged, and panics on some of it. Nothing of its state outlives the call.
-    std::panic::catch_unwind(|| read::<K>(value))
-        .unwrap_or_else(|_| Err(BadRecord("an Arrow IPC stream so damaged that its reader gave up".to_owned())))
+    let read = std::panic::catch_unwind(|| read::<K>(value))
+        .unwrap_or_else(|_| Err(BadRecord("an Arrow IPC stream so damaged that its reader gave up".to_owned())));
+    Ok(read?)
 }
 
 fn read<K: Kind>(value: &[u8]) -> Result<K::Columns, BadRecord> {
@@ -66,24 +82,45 @@ fn append<K: Kind>(columns: &mut Option<K::Columns>, batch: &RecordBatch) -> Res
     Ok(())
 }
 
-/// A record of another kind or of a newer schema is refused; one without headers is judged by its columns alone, so that
-/// other producers can write to the topic too.
-fn check_headers<K: Kind>(headers: Option<&BorrowedHeaders>) -> Result<(), BadRecord> {
-    let Some(headers) = headers else { return Ok(()) };
-    for header in headers.iter() {
-        let value = header.value.map(String::from_utf8_lossy).unwrap_or_default();
-        match header.key {
-            "kind" if value != K::NAME => {
-                return Err(BadRecord(format!("expected a record of kind {}, found {value}", K::NAME)));
+/// A record of another kind is bad. One of a newer schema is not, however its columns look: its events were acknowledged.
+/// One without headers is judged by its columns alone, so that other producers can write to the topic too.
+fn check_headers<K: Kind>(headers: &[(String, Vec<u8>)]) -> Result<(), Unread> {
+    let named = |name: &'static str| headers.iter().filter(move |header| header.0 == name).map(|header| &header.1[..]);
+    if let Some(found) = named("kind").find(|found| *found != K::NAME.as_bytes()) {
+        let found = shown(found);
+        return Err(BadRecord(format!("expected a record of kind {}, found {found}", K::NAME)).into());
+    }
+    for found in named("schema") {
+        let known = K::SCHEMA_VERSION;
+        match version(found) {
+            Some(version) if version <= u64::from(known) => {}
+            Some(version) => {
+                return Err(Unread::Newer(format!(
+                    "its schema version is {version}, and this program reads versions up to {known}"
+                )));
             }
-            "schema" if value.parse::<u16>().map_or(true, |version| version > K::SCHEMA_VERSION) => {
-                let known = K::SCHEMA_VERSION;
-                return Err(BadRecord(format!("expected schema version {known} or older, found {value}")));
+            None => {
+                let found = shown(found);
+                return Err(BadRecord(format!("expected schema version {known} or older, found {found}")).into());
             }
-            _ => {}
         }
     }
     Ok(())
+}
+
+/// A schema's version, which is written in decimal digits alone.
+fn version(text: &[u8]) -> Option<u64> {
+    let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(text).ok().filter(|_| digits)?.parse().ok()
+}
+
+/// A header's value for a message: quoted and cut.
+fn shown(value: &[u8]) -> String {
+    const CHARS_MAX: usize = 40;
+    let text = String::from_utf8_lossy(value);
+    let cut: String = text.chars().take(CHARS_MAX).collect();
+    let more = if cut.len() < text.len() { ", cut" } else { "" };
+    format!("{cut:?}{more}")
 }
 
 #[cfg(test)]
@@ -104,7 +141,7 @@ mod tests {
             columns.push(&CaptchaEvent { time_us: 0, captcha_type: CaptchaType::Serve, correlation_id, site_id });
         }
         let whole = encode(columns.clone());
-        assert_eq!(decode::<Captcha>(None, &whole).unwrap(), columns);
+        assert_eq!(decode::<Captcha>(&[], &whole).unwrap(), columns);
         let mut refused = 0;
         for _ in 0..50_000 {
             let mut value = whole.clone();
@@ -122,8 +159,28 @@ mod tests {
                     }
                 }
             }
-            refused += usize::from(decode::<Captcha>(None, &value).is_err());
+            refused += usize::from(decode::<Captcha>(&[], &value).is_err());
         }
         assert!(refused > 10_000, "{refused} of 50000 damaged records were refused");
+    }
+
+    #[test]
+    fn a_newer_schema_is_told_from_a_bad_record() {
+        let value = encode(CaptchaColumns::default());
+        let read = |kind: &str, schema: &str| {
+            let header = |name: &str, value: &str| (name.to_owned(), value.as_bytes().to_vec());
+            decode::<Captcha>(&[header("kind", kind), header("schema", schema)], &value)
+        };
+        for version in ["1", "0", "01"] {
+            assert!(read("captcha", version).is_ok(), "{version}");
+        }
+        for version in ["2", "9999", "70000", "18446744073709551615"] {
+            assert!(matches!(read("captcha", version), Err(Unread::Newer(_))), "{version}");
+        }
+        for version in ["", "+2", "2.0", "x", "99999999999999999999"] {
+            assert!(matches!(read("captcha", version), Err(Unread::Bad(_))), "{version}");
+        }
+        // Another kind's versions say nothing here.
+        assert!(matches!(read("hit", "9"), Err(Unread::Bad(_))));
     }
 }

@@ -12,6 +12,8 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::client::Plain;
 use super::facts::LogFacts;
+use super::group::Commit;
+use super::groups::{self, Members};
 use super::{LogError, Options};
 
 /// How long the tries of one question to Kafka may take. Each is made by a new client: one that has lost its brokers
@@ -86,6 +88,28 @@ impl Inspector {
             Ok((high - next).max(0))
         };
         (0..partitions).map(lag).collect()
+    }
+
+    /// What the group has committed for each partition of a topic.
+    pub fn committed(&self, topic: &str, partitions: u32) -> Result<Vec<Option<Commit>>, LogError> {
+        let answer = self.ask("asking what is committed", |consumer, timeout| {
+            let mut asked = TopicPartitionList::new();
+            asked.add_partition_range(topic, 0, partitions.cast_signed() - 1);
+            let answer = consumer.committed_offsets(asked, timeout).map_err(|error| error.to_string())?;
+            answer.elements().iter().try_for_each(|it| it.error()).map_err(|error| error.to_string())?;
+            Ok(answer)
+        })?;
+        let commit = |partition: u32| {
+            let found = answer.find_partition(topic, partition.cast_signed())?;
+            let Offset::Offset(offset) = found.offset() else { return None };
+            Some(Commit { offset, metadata: found.metadata().to_owned() })
+        };
+        Ok((0..partitions).map(commit).collect())
+    }
+
+    /// Whether a group has members.
+    pub fn members(&self, group: &str) -> Result<Members, LogError> {
+        self.ask("asking for a group's members", |consumer, timeout| groups::members(consumer.client(), group, timeout))
     }
 
     /// One past the newest offset of a partition; `None` when Kafka does not tell at once.

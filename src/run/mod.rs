@@ -2,6 +2,7 @@
 
 pub mod accepting;
 pub mod recognise;
+pub mod repair;
 mod serving;
 pub mod storing;
 

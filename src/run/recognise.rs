@@ -60,7 +60,8 @@ pub fn recognise_to_store<K: Kind>(
     }
 }
 
-fn generations<K: Kind>(store: &Store, runtime: &Handle) -> Result<Vec<Generation>, Unknown> {
+/// The recorded generations, oldest first.
+pub(super) fn generations<K: Kind>(store: &Store, runtime: &Handle) -> Result<Vec<Generation>, Unknown> {
     let rows = runtime.block_on(store.logs::<K>()).map_err(|error| Unknown::NotYet(error.to_string()))?;
     Ok(rows.into_iter().map(generation_of).collect())
 }
@@ -74,8 +75,8 @@ pub fn open_generation<K: Kind>(config: &Config, topic: &str) -> Result<Generati
     let mut stored = Vec::new();
     if let Some(newest) = recorded.last() {
         for (partition, start) in (0..).zip(&newest.start_offsets) {
-            let (ledger, orphans) = runtime.block_on(store.stored_to::<K>(newest.number, partition, *start))?;
-            stored.push(Stored { next: ledger.map(|ledger| ledger.next), uncounted: orphans.is_some() });
+            let found = runtime.block_on(store.stored_to::<K>(newest.number, partition, *start))?;
+            stored.push(Stored { next: found.ledger.map(|ledger| ledger.next), uncounted: found.orphans.is_some() });
         }
     }
     let opened = identity::open(&recorded, &log, &stored)?;

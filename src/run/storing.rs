@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::recognise::{Unknown, recognise_to_store};
 use super::{Program, RunError};
 use crate::kinds::Kind;
+use crate::log::Options;
 use crate::log::topic::Inspector;
 use crate::observe::health::{Condition, Duty, Health};
 use crate::observe::metrics::{KindMetrics, LagMetric, Metrics, PartitionMetrics, TableMetrics};
@@ -25,9 +26,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// Stores a kind until the program ends. Blocks.
 pub fn store_kind<K: Kind>(program: &Arc<Program>, topic: &str) -> Result<(), RunError> {
     let condition = program.health.condition(format!("{} log", K::NAME), &[Duty::Store], "not recognised yet");
-    let mut options = program.log_options.clone();
-    // Kinds share no group: a writer that joins or leaves one kind's must not stop the others'.
-    options.kafka.group = Some(format!("{}.{}", options.kafka.group(), K::NAME));
+    let options = options_of::<K>(&program.log_options);
     let inspector = Arc::new(Inspector::new(&options)?);
     let Some(log) = recognise_until_ending::<K>(program, &inspector, topic, &condition)? else { return Ok(()) };
     condition.holds();
@@ -55,6 +54,14 @@ pub fn store_kind<K: Kind>(program: &Arc<Program>, topic: &str) -> Result<(), Ru
     };
     members::store_log::<K>(&options, topic, &*is_ending, tools)?;
     Ok(())
+}
+
+/// How the writers of a kind reach the log. Kinds share no group: a writer that joins or leaves one kind's must not stop
+/// the others'.
+pub(super) fn options_of<K: Kind>(options: &Options) -> Options {
+    let mut options = options.clone();
+    options.kafka.group = Some(format!("{}.{}", options.kafka.group(), K::NAME));
+    options
 }
 
 /// The log's generation, as soon as Kafka and ClickHouse tell; `None` when the program ends before.

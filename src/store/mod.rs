@@ -7,6 +7,7 @@ mod key_check;
 mod lock;
 pub mod migrate;
 pub mod recount;
+pub mod repair;
 mod sql;
 pub mod stored;
 

@@ -187,6 +187,16 @@ impl Store {
     }
 }
 
+/// The columns of a kind's counters, and a `SELECT` of the same out of its events, grouped by all that is not added up.
+pub(super) fn sums_of_events<K: Kind>() -> (String, String) {
+    let CountersSql { key, recount_key, values, recount_values, .. } = K::COUNTERS_SQL;
+    let columns = [key, values].concat().join(", ");
+    let expressions = recount_key.iter().chain(recount_values).zip(key.iter().chain(values));
+    // Under other names than the events' columns, which would take their place.
+    let sums: Vec<String> = expressions.map(|(expression, name)| format!("{expression} AS r_{name}")).collect();
+    (columns, format!("SELECT {}", sums.join(", ")))
+}
+
 /// Counters by their name.
 type Counted = BTreeMap<String, Vec<u64>>;
 

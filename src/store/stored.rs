@@ -15,6 +15,19 @@ pub struct StoredLedger {
     pub next: i64,
     /// The offsets of all ranges together.
     pub offsets: i64,
+    /// How many of their events were new.
+    pub new_events: u64,
+}
+
+/// How far a partition is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredTo {
+    /// Its ledger; `None` when nothing was stored.
+    pub ledger: Option<StoredLedger>,
+    /// How many events are stored below the ledger's end.
+    pub rows: u64,
+    /// The events beyond it.
+    pub orphans: Option<StoredOrphans>,
 }
 
 /// Events beyond the ledger: those of a range whose counters are missing.
@@ -52,7 +65,8 @@ pub struct LogRow {
 }
 
 impl Store {
-    /// How far a partition of a generation, which begins at `start`, is stored: its ledger, and the events beyond it.
+    /// How far a partition of a generation, which begins at `start`, is stored: its ledger, and the events on either side
+    /// of its end.
     ///
     /// The ledger is read before and after the events, and all is read again when it has moved meanwhile (another writer
     /// goes on with the partition), so that the two belong together.
@@ -61,7 +75,7 @@ impl Store {
         generation: u32,
         partition: u32,
         start: i64,
-    ) -> Result<(Option<StoredLedger>, Option<StoredOrphans>), StoreError> {
+    ) -> Result<StoredTo, StoreError> {
         let mut ledger = self.ledger::<K>(generation, partition).await?;
         loop {
             let from = ledger.map_or(start, |ledger| ledger.next);
@@ -73,18 +87,33 @@ impl Store {
                     self.table(&events::<K>())
                 ))
                 .await?;
+            let rows = self.count::<K>(&below(generation, partition, from)).await?;
             let after = self.ledger::<K>(generation, partition).await?;
             if after == ledger {
-                return Ok((ledger, orphans.first().copied()));
+                return Ok(StoredTo { ledger, rows, orphans: orphans.first().copied() });
             }
             ledger = after;
         }
     }
 
-    async fn ledger<K: Kind>(&self, generation: u32, partition: u32) -> Result<Option<StoredLedger>, StoreError> {
+    /// How many events of a partition are stored with offsets from the first to the last one.
+    pub async fn rows_between<K: Kind>(
+        &self,
+        generation: u32,
+        partition: u32,
+        first: i64,
+        last: i64,
+    ) -> Result<u64, StoreError> {
+        let upper = below(generation, partition, last.saturating_add(1));
+        self.count::<K>(&format!("{upper} AND log_offset >= {first}")).await
+    }
+
+    /// The ledger of a partition; `None` when nothing of it is stored.
+    pub async fn ledger<K: Kind>(&self, generation: u32, partition: u32) -> Result<Option<StoredLedger>, StoreError> {
         let ledger: Vec<StoredLedger> = self
             .rows(&format!(
-                "SELECT min(range_first) AS first, max(range_last) + 1 AS next, sum(range_offsets) AS offsets FROM {} \
+                "SELECT min(range_first) AS first, max(range_last) + 1 AS next, sum(range_offsets) AS offsets, \
+                 sum(new_events) AS new_events FROM {} \
                  WHERE log_generation = {generation} AND log_partition = {partition} GROUP BY log_partition",
                 self.table(&counters::<K>())
             ))
@@ -148,12 +177,11 @@ impl Store {
         below: i64,
     ) -> Result<(u64, u64), StoreError> {
         let older = self.count::<K>(&format!("log_generation < {generation}")).await?;
-        let place = format!("log_generation = {generation} AND log_partition = {partition} AND log_offset < {below}");
-        Ok((older, self.count::<K>(&place).await?))
+        Ok((older, self.count::<K>(&self::below(generation, partition, below)).await?))
     }
 
     /// The table's order, or a projection's, answers this nearly without reading.
-    async fn count<K: Kind>(&self, condition: &str) -> Result<u64, StoreError> {
+    pub(super) async fn count<K: Kind>(&self, condition: &str) -> Result<u64, StoreError> {
         let sql = format!("SELECT count() AS rows FROM {} WHERE {condition}", self.table(&events::<K>()));
         let counts: Vec<Count> = self.rows(&sql).await?;
         Ok(counts.first().map_or(0, |count| count.rows))
@@ -184,6 +212,11 @@ impl Store {
     }
 }
 
+/// The condition for a partition's events in front of an offset.
+fn below(generation: u32, partition: u32, offset: i64) -> String {
+    format!("log_generation = {generation} AND log_partition = {partition} AND log_offset < {offset}")
+}
+
 /// The table of a kind's events.
 pub fn events<K: Kind>() -> String {
     format!("{}_events", K::NAME)
@@ -195,6 +228,6 @@ pub fn counters<K: Kind>() -> String {
 }
 
 /// The table of a kind's log generations.
-fn logs<K: Kind>() -> String {
+pub fn logs<K: Kind>() -> String {
     format!("{}_logs", K::NAME)
 }

@@ -1,21 +1,19 @@
 //! Reads records of one partition and builds the block of a range, until it is full, old enough or complete.
 //!
-//! A record that cannot be read is reported with its place and counts as holding no events: it must not hold up what
-//! comes after it.
+//! A record that cannot be read counts as holding no events, and is handed on as it is with the block. One that only a
+//! later version of the program can read ends the range before it, and is not passed over.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::Message;
-use rdkafka::message::BorrowedMessage;
-
 use super::block::{Block, BlockBuilder};
+use super::decode::{Decoded, Rejected, decode};
+use super::rejected;
 use super::seen::SeenKeys;
 use super::{Settings, WriterObserver};
 use crate::config::limits::RANGE_BYTES_MAX;
 use crate::kinds::{Columns, Kind};
 use crate::log::consume::{Polled, Reader};
-use crate::log::record;
 
 /// The longest that one poll waits while no range is open.
 const POLL_MAX: Duration = Duration::from_millis(100);
@@ -42,6 +40,8 @@ pub struct Filled<K: Kind> {
     pub block: Block<K>,
     /// The last offset of the range.
     pub last: i64,
+    /// Its records that cannot be read.
+    pub rejected: Vec<Rejected>,
 }
 
 /// Why a block could not be built.
@@ -50,13 +50,8 @@ pub enum FillError {
     OutOfRange,
     /// The reader does not work at the moment.
     Stuck,
-}
-
-/// A record, decoded.
-struct Decoded<C> {
-    offset: i64,
-    timestamp_ms: i64,
-    columns: C,
+    /// Only a later version of the program can read the record at this offset; the text says why.
+    Newer(i64, String),
 }
 
 /// A block that is being built.
@@ -68,6 +63,8 @@ struct Open<K: Kind> {
     since: Instant,
     /// How many records are in it.
     records: u64,
+    rejected: Vec<Rejected>,
+    rejected_bytes: usize,
     /// Nothing has come for a [`LULL`].
     in_a_lull: bool,
 }
@@ -141,11 +138,17 @@ impl<K: Kind> Filler<K> {
                 self.stash = Some(record);
                 return Ok(self.finish(last));
             }
+            if let Some(reason) = record.newer {
+                self.reset();
+                return Err(FillError::Newer(record.offset, reason));
+            }
             if let Some(open) = &mut self.open {
                 open.since = if open.last.is_none() { Instant::now() } else { open.since };
                 open.builder.push(record.offset, record.timestamp_ms, &record.columns, seen);
                 open.last = Some(record.offset);
                 open.records += 1;
+                open.rejected_bytes += record.rejected.as_ref().map_or(0, Rejected::bytes);
+                open.rejected.extend(record.rejected);
                 open.in_a_lull = false;
                 if self.trickles && open.records == 1 && through.is_none() {
                     self.reader.rest((self.settings.range_age_max * GATHER_EIGHTHS / 8).min(GATHER_MAX));
@@ -158,7 +161,16 @@ impl<K: Kind> Filler<K> {
     fn begin(&mut self, from: i64) -> Result<(), FillError> {
         if self.open.as_ref().is_none_or(|open| open.from != from) {
             let builder = BlockBuilder::with_room(self.room.0, self.room.1);
-            self.open = Some(Open { from, builder, last: None, since: Instant::now(), records: 0, in_a_lull: false });
+            self.open = Some(Open {
+                from,
+                builder,
+                last: None,
+                since: Instant::now(),
+                records: 0,
+                rejected: Vec::new(),
+                rejected_bytes: 0,
+                in_a_lull: false,
+            });
         }
         let next = self.stash.as_ref().map(|record| record.offset).or(self.reads_at);
         let standing = self.open.as_ref().and_then(|open| open.last).map_or(from, |last| last + 1);
@@ -186,7 +198,9 @@ impl<K: Kind> Filler<K> {
             Some(through) => (last >= through).then_some(through),
             None => {
                 let full = open.builder.events() >= self.settings.range_events_max
-                    || open.builder.bytes() as u64 >= RANGE_BYTES_MAX;
+                    || open.builder.bytes() as u64 >= RANGE_BYTES_MAX
+                    || open.rejected.len() >= rejected::RECORDS_MAX
+                    || open.rejected_bytes >= rejected::BYTES_MAX;
                 let age_max = if open.in_a_lull { self.settings.range_age_max } else { self.age_max() };
                 (full || open.since.elapsed() >= age_max).then_some(last)
             }
@@ -200,8 +214,8 @@ impl<K: Kind> Filler<K> {
         match through {
             Some(through) => (record.offset > through).then_some(through),
             None => {
-                let events = open.builder.events() + record.columns.len() as u64;
-                open.last.filter(|_| events > self.settings.range_events_max)
+                let events = open.builder.events() + record.events();
+                open.last.filter(|_| events > self.settings.range_events_max || record.newer.is_some())
             }
         }
     }
@@ -220,7 +234,7 @@ impl<K: Kind> Filler<K> {
         // A little less each time, so that one short range between long ones does not make the next one move about.
         let (rows, bytes) = self.room;
         self.room = (block.offsets.len().max(rows / 4 * 3), block.columns.bytes().max(bytes / 4 * 3));
-        Some(Filled { block, last })
+        Some(Filled { block, last, rejected: open.rejected })
     }
 
     /// The next record; `None` when nothing came within a moment, or before the open block is old enough.
@@ -245,19 +259,4 @@ impl<K: Kind> Filler<K> {
         }
         Ok(None)
     }
-}
-
-fn decode<K: Kind>(
-    message: &BorrowedMessage<'_>,
-    partition: u32,
-    observer: &dyn WriterObserver,
-) -> Decoded<K::Columns> {
-    let (offset, value) = (message.offset(), message.payload().unwrap_or_default());
-    let columns = record::decode::<K>(message.headers(), value).unwrap_or_else(|reason| {
-        let (kind, bytes) = (K::NAME, value.len());
-        tracing::error!(kind, partition, offset, bytes, %reason, "a record cannot be read and is passed over");
-        observer.bad_record(partition);
-        K::Columns::default()
-    });
-    Decoded { offset, timestamp_ms: message.timestamp().to_millis().unwrap_or(0), columns }
 }

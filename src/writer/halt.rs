@@ -39,14 +39,40 @@ pub enum Why {
     #[error(
         "clickhouse has stored the log up to offset {stored} (excluded), but offset {committed} was committed after \
          everything before it had been stored: clickhouse has lost its newest rows (a power cut, an older backup) or the \
-         program is connected to another database; check the connection, bring the newer data back, or read \
-         the log again from what is stored with `millrace migrate --new-generation`"
+         program is connected to another database; check the connection, then bring the newer data back, or stop all \
+         writers and let `millrace repair` read what is missing from the log"
     )]
     StoreBehind {
         /// One past the last offset that is stored.
         stored: i64,
         /// The committed offset.
         committed: i64,
+    },
+    /// ClickHouse holds fewer events than it has recorded as stored.
+    #[error(
+        "clickhouse holds {stored} of the {recorded} events that were stored of the offsets before {next}: it has lost \
+         rows (a power cut, an older backup); bring them back, or stop all writers and let `millrace repair` read what is \
+         missing from the log"
+    )]
+    EventsLost {
+        /// One past the last offset that the ledger covers.
+        next: i64,
+        /// How many events were new, by the ledger.
+        recorded: u64,
+        /// How many there are.
+        stored: u64,
+    },
+    /// ClickHouse remembers an insert whose rows it does not have.
+    #[error(
+        "clickhouse takes the insert of the {what} of offsets {range} for one that it has stored already, and does not have \
+         them: it has lost rows (a power cut, an older backup); bring them back, or stop all writers and let \
+         `millrace repair` read what is missing from the log"
+    )]
+    InsertLost {
+        /// Events or counters.
+        what: &'static str,
+        /// Of which range.
+        range: Range,
     },
     /// The group's commit belongs to a generation of the log that ClickHouse does not know.
     #[error(
@@ -98,11 +124,22 @@ pub enum Why {
         /// The commit's metadata, quoted and cut.
         metadata: String,
     },
+    /// A later version of the program wrote the next record.
+    #[error(
+        "the record at offset {offset} was written by a later version of the program: {reason}; upgrade this writer (its \
+         events were acknowledged and are not passed over, what comes in is kept by the log meanwhile)"
+    )]
+    RecordNewer {
+        /// Where it lies.
+        offset: i64,
+        /// What was found and what is known.
+        reason: String,
+    },
     /// What the group and the store say contradicts itself.
     #[error(
         "the stored state contradicts itself: {0}; compare with `millrace verify`, make sure that no other \
-         installation writes into this database, and bring it back from a backup or open a new generation \
-         with `millrace migrate --new-generation`"
+         installation writes into this database, then bring it back from a backup, or stop all writers and let \
+         `millrace repair` put it right out of the log"
     )]
     Inconsistent(String),
     /// ClickHouse refuses an insert, and will do so again.

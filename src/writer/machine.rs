@@ -48,6 +48,8 @@ pub struct Machine {
     limits: Limits,
     state: State,
     generation: u32,
+    /// Where the log ended when what is known was read: whatever any writer had inserted by then lies before it.
+    log_end: i64,
     /// When the step now under way was asked for.
     asked_at: Instant,
     /// When what is known of the store was asked for.
@@ -111,6 +113,7 @@ impl Machine {
             limits,
             state: State::Recover { held: None },
             generation: 0,
+            log_end: i64::MAX,
             asked_at: now,
             recovered_at: now,
             failures: 0,
@@ -164,10 +167,16 @@ impl Machine {
                 self.state = State::Recover { held: None };
                 self.back_off(now);
             }
+            Outcome::Newer { offset, reason } => self.halt(Why::RecordNewer { offset, reason }),
             Outcome::Done => self.on_done(),
             Outcome::Late => match self.state {
                 State::InsertEvents(held, _) | State::InsertCounters(held, _) => self.give_up(held),
                 ref state => unreachable!("a late insert while {state:?}"),
+            },
+            Outcome::Dropped => match self.state {
+                State::InsertEvents(held, _) => self.halt(Why::InsertLost { what: "events", range: held.range }),
+                State::InsertCounters(held, _) => self.halt(Why::InsertLost { what: "counters", range: held.range }),
+                ref state => unreachable!("a dropped insert while {state:?}"),
             },
             Outcome::Refused(reason) => match self.state {
                 State::InsertEvents(held, _) | State::InsertCounters(held, _) => {
@@ -204,16 +213,16 @@ impl Machine {
             State::Claim(Held { range, .. }) => {
                 Step::Claim(Committed { generation, next: range.first, pending_last: Some(range.last) })
             }
-            State::InsertEvents(held, deadline) => {
-                Step::InsertEvents(Insert { generation, range: held.range, deadline })
-            }
-            State::InsertCounters(held, deadline) => {
-                Step::InsertCounters(Insert { generation, range: held.range, deadline })
-            }
+            State::InsertEvents(held, deadline) => Step::InsertEvents(self.insert(held.range, deadline)),
+            State::InsertCounters(held, deadline) => Step::InsertCounters(self.insert(held.range, deadline)),
             State::Commit { next, .. } => Step::Commit(Committed { generation, next, pending_last: None }),
             State::Left => Step::Leave,
             State::Halted(ref halt) => Step::Halt(halt.clone()),
         }
+    }
+
+    fn insert(&self, range: Range, deadline: Instant) -> Insert {
+        Insert { generation: self.generation, range, checked: range.first < self.log_end, deadline }
     }
 
     fn on_recovered(&mut self, known: &Recovered) {
@@ -223,6 +232,7 @@ impl Machine {
         self.recovered_at = self.asked_at;
         let held = held.filter(|_| known.generation == self.generation);
         self.generation = known.generation;
+        self.log_end = known.log_high;
         let plan = match plan(known) {
             Ok(plan) => plan,
             Err(why) => return self.halt(why),

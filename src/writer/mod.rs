@@ -17,11 +17,14 @@
 //! - [`identity`]: whether the log is still the one that was recorded.
 //! - [`seen`]: the keys that are stored already; [`load`] has them at the start of a tenure.
 //! - [`block`]: the new events of a range with their counters; [`rows`] is their form in the store's tables.
+//! - [`decode`]: a record of the log, its events or why it has none; [`rejected`] keeps those that cannot be read.
+//! - [`repair`], [`reread`]: what is missing after the store has lost rows, and its events out of the log.
 //! - [`fill`], [`worker`], [`members`]: the shell, from the inside out: reading a range, one partition, all partitions of
 //!   this process.
 
 pub mod block;
 pub mod claim;
+pub mod decode;
 pub mod fill;
 pub mod halt;
 pub mod identity;
@@ -29,6 +32,9 @@ pub mod load;
 pub mod machine;
 pub mod members;
 pub mod recover;
+pub mod rejected;
+pub mod repair;
+pub mod reread;
 pub mod rows;
 pub mod seen;
 pub mod step;

@@ -5,6 +5,7 @@
 
 use super::claim::{Committed, LastCommit, Range};
 use super::halt::{Why, quote_metadata};
+use crate::store::stored::StoredTo;
 
 /// What is known of a partition, read by the shell when asked to recover.
 ///
@@ -41,6 +42,17 @@ pub struct Ledger {
     /// The offsets of all ranges together: `sum(range_last - range_first + 1)`. Equal to `next - first` when they
     /// join without a gap and without an overlap.
     pub offsets: i64,
+    /// The events of all ranges that were new: `sum(new_events)`.
+    pub new_events: u64,
+    /// How many events are stored below `next`: as many as were new, or some were lost since.
+    pub stored: u64,
+}
+
+impl Ledger {
+    /// Whether it begins where its generation does, and its ranges join.
+    pub fn joins_from(&self, start: i64) -> bool {
+        self.first == start && self.offsets == self.next - self.first
+    }
 }
 
 /// Rows of the events table whose offset is not below [`Ledger::next`] (or the generation's start): the events of a
@@ -72,6 +84,28 @@ pub(super) enum Plan {
         /// How many of its events are stored; with a value all of them are, and only its counters are missing.
         events_stored: Option<u64>,
     },
+}
+
+/// What the store holds, as it is compared here.
+pub fn of_store(found: &StoredTo) -> (Option<Ledger>, Option<Orphans>) {
+    let ledger = found.ledger.map(|ledger| Ledger {
+        first: ledger.first,
+        next: ledger.next,
+        offsets: ledger.offsets,
+        new_events: ledger.new_events,
+        stored: found.rows,
+    });
+    let orphans = found.orphans.map(|orphans| Orphans {
+        last_min: orphans.last_min,
+        last_max: orphans.last_max,
+        rows: orphans.rows,
+    });
+    (ledger, orphans)
+}
+
+/// Why a writer that took the partition over would stand still.
+pub fn complaint(known: &Recovered) -> Option<Why> {
+    plan(known).err()
 }
 
 /// Decides where to go on.
@@ -133,17 +167,24 @@ fn committed(known: &Recovered) -> Result<Option<Committed>, Why> {
 
 /// One past the last offset whose events and counters are stored.
 fn stored_next(known: &Recovered) -> Result<i64, Why> {
-    let Some(Ledger { first, next, offsets }) = known.ledger else {
+    let Some(ledger) = known.ledger else {
         return Ok(known.start);
     };
-    if first != known.start || offsets != next - first {
+    let Ledger { first, next, offsets, new_events, stored } = ledger;
+    if !ledger.joins_from(known.start) {
         return Err(Why::Inconsistent(format!(
             "the ledger's ranges span offsets {first} to {next} (excluded) and add up to {offsets} offsets, while \
              the generation begins at {}: ranges are missing or overlap",
             known.start
         )));
     }
-    Ok(next)
+    match stored {
+        fewer if fewer < new_events => Err(Why::EventsLost { next, recorded: new_events, stored }),
+        more if more > new_events => Err(Why::Inconsistent(format!(
+            "{more} events are stored of the offsets before {next}, of which {new_events} were recorded as new"
+        ))),
+        _ => Ok(next),
+    }
 }
 
 /// The events that are stored but not counted, when they can be of one range that begins at `next`.
@@ -163,13 +204,15 @@ fn orphans(known: &Recovered, next: i64) -> Result<Option<Orphans>, Why> {
 mod tests {
     use super::*;
 
+    const LEDGER: Ledger = Ledger { first: 10, next: 40, offsets: 30, new_events: 20, stored: 20 };
+
     /// A log of offsets 10..=99 with everything before 40 stored, and this commit.
     fn known(committed: LastCommit) -> Recovered {
         Recovered {
             generation: 3,
             start: 10,
             committed,
-            ledger: Some(Ledger { first: 10, next: 40, offsets: 30 }),
+            ledger: Some(LEDGER),
             orphans: None,
             log_low: 10,
             log_high: 100,
@@ -233,7 +276,7 @@ mod tests {
         let two = Some(Orphans { last_min: 49, last_max: 59, rows: 5 });
         assert!(inconsistent(Recovered { orphans: two, ..claimed() }));
         for (first, offsets) in [(10, 29), (10, 31), (11, 29), (9, 31)] {
-            assert!(inconsistent(Recovered { ledger: Some(Ledger { first, next: 40, offsets }), ..claimed() }));
+            assert!(inconsistent(Recovered { ledger: Some(Ledger { first, offsets, ..LEDGER }), ..claimed() }));
         }
     }
 
@@ -242,6 +285,10 @@ mod tests {
         let behind = Err(Why::StoreBehind { stored: 40, committed: 50 });
         assert_eq!(plan(&known(commit(50, None))), behind);
         assert_eq!(plan(&known(commit(50, Some(59)))), behind);
+        let fewer = Recovered { ledger: Some(Ledger { stored: 19, ..LEDGER }), ..known(commit(40, None)) };
+        assert_eq!(plan(&fewer), Err(Why::EventsLost { next: 40, recorded: 20, stored: 19 }));
+        let more = Recovered { ledger: Some(Ledger { stored: 21, ..LEDGER }), ..known(commit(40, None)) };
+        assert!(matches!(plan(&more), Err(Why::Inconsistent(_))));
         let nothing = Recovered { ledger: None, ..known(commit(50, None)) };
         assert_eq!(plan(&nothing), Err(Why::StoreBehind { stored: 10, committed: 50 }));
 

@@ -73,30 +73,47 @@ fn counters<K: Kind>(
     let counters = block.counters.to_batch();
     let rows = counters.num_rows();
     debug_assert!(rows as u64 <= block.new_events(), "an event counts in at most one counter");
-    let ledger = [i64::from(generation), i64::from(partition), range.first, range.last, range.offsets()];
     let totals = [block.events, block.new_events()];
-    let with_ledger = |batch: &RecordBatch, ledger: [i64; 5], totals: [u64; 2]| {
-        let short = |value: i64| -> ArrayRef { Arc::new(UInt32Array::from_value(value as u32, batch.num_rows())) };
-        let long = |value: i64| -> ArrayRef { Arc::new(Int64Array::from_value(value, batch.num_rows())) };
-        let total = |value: u64| -> ArrayRef { Arc::new(UInt64Array::from_value(value, batch.num_rows())) };
-        let [generation, partition, first, last, offsets] = ledger;
-        beside(
-            batch,
-            [
-                ("log_generation", short(generation)),
-                ("log_partition", short(partition)),
-                ("range_first", long(first)),
-                ("range_last", long(last)),
-                ("range_offsets", long(offsets)),
-                ("events", total(totals[0])),
-                ("new_events", total(totals[1])),
-            ],
-        )
-    };
-    let entry = with_ledger(&zero_row(&counters)?, ledger, totals)?;
+    let entry = with_ledger(&zero_row(&counters)?, ledger_of(generation, partition, range), totals)?;
     let counted = with_ledger(&counters, [0; 5], [0; 2])?;
     debug_assert_eq!(counted.num_rows(), rows);
     concat_batches(&entry.schema(), [&counted, &entry])
+}
+
+/// The ledger's entry for a range alone, which stands for counters that come otherwise: how many events its records have,
+/// and how many of them were new.
+pub fn ledger_entry<K: Kind>(
+    generation: u32,
+    partition: u32,
+    range: Range,
+    totals: [u64; 2],
+) -> Result<Encoded, ArrowError> {
+    let no_counters = K::Counters::default().to_batch();
+    stream(&with_ledger(&zero_row(&no_counters)?, ledger_of(generation, partition, range), totals)?)
+}
+
+fn ledger_of(generation: u32, partition: u32, range: Range) -> [i64; 5] {
+    [i64::from(generation), i64::from(partition), range.first, range.last, range.offsets()]
+}
+
+/// Rows of counters with the columns of the ledger.
+fn with_ledger(batch: &RecordBatch, ledger: [i64; 5], totals: [u64; 2]) -> Result<RecordBatch, ArrowError> {
+    let short = |value: i64| -> ArrayRef { Arc::new(UInt32Array::from_value(value as u32, batch.num_rows())) };
+    let long = |value: i64| -> ArrayRef { Arc::new(Int64Array::from_value(value, batch.num_rows())) };
+    let total = |value: u64| -> ArrayRef { Arc::new(UInt64Array::from_value(value, batch.num_rows())) };
+    let [generation, partition, first, last, offsets] = ledger;
+    beside(
+        batch,
+        [
+            ("log_generation", short(generation)),
+            ("log_partition", short(partition)),
+            ("range_first", long(first)),
+            ("range_last", long(last)),
+            ("range_offsets", long(offsets)),
+            ("events", total(totals[0])),
+            ("new_events", total(totals[1])),
+        ],
+    )
 }
 
 /// A batch with further columns.
@@ -122,7 +139,8 @@ fn zero_row(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     RecordBatch::try_new(batch.schema(), columns)
 }
 
-fn stream(batch: &RecordBatch) -> Result<Encoded, ArrowError> {
+/// A batch as it is sent.
+pub(super) fn stream(batch: &RecordBatch) -> Result<Encoded, ArrowError> {
     let mut encoder = StreamEncoder::try_new(&batch.schema())?;
     let mut buffers = encoder.encode(batch)?;
     buffers.extend(encoder.finish()?);

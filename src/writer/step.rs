@@ -20,7 +20,7 @@ pub enum Step {
         below: i64,
     },
     /// Read records from the log and build their block. The block is kept until the next `Read` or `LoadSeen`.
-    /// Answer: [`Outcome::Read`], [`Outcome::Idle`], [`Outcome::OutOfRange`].
+    /// Answer: [`Outcome::Read`], [`Outcome::Idle`], [`Outcome::OutOfRange`], [`Outcome::Newer`].
     ///
     /// When it is asked for again after [`Outcome::Unknown`], it goes on where it was or begins afresh; keys of records
     /// that are not in the block must not be in the seen keys.
@@ -33,7 +33,8 @@ pub enum Step {
     },
     /// Commit the claim on the range whose block is held. Answer: [`Outcome::Done`], [`Outcome::Fenced`].
     Claim(Committed),
-    /// Insert the new events of the block held. Answer: [`Outcome::Done`], [`Outcome::Late`], [`Outcome::Refused`].
+    /// Insert the new events of the block held. Answer: [`Outcome::Done`], [`Outcome::Late`], [`Outcome::Refused`],
+    /// [`Outcome::Dropped`].
     InsertEvents(Insert),
     /// Insert the counters of the block held with the range's row of the ledger, as one part. Answers as for the events.
     InsertCounters(Insert),
@@ -54,6 +55,9 @@ pub struct Insert {
     pub generation: u32,
     /// The block's range, for the token and the rows.
     pub range: Range,
+    /// Whether the store may remember the token of an insert whose rows it has lost since, and so drop this one without a
+    /// word: that the rows are there is looked at after it.
+    pub checked: bool,
     /// It must not be sent after this time, to be looked at as near as can be to the sending: [`Outcome::Late`].
     pub deadline: Instant,
 }
@@ -74,6 +78,13 @@ pub enum Outcome {
     Idle,
     /// The log does not hold the offset asked for.
     OutOfRange,
+    /// Only a later version of the program can read the next record.
+    Newer {
+        /// Where it lies.
+        offset: i64,
+        /// What was found and what is known.
+        reason: String,
+    },
     /// It is done. For a commit: Kafka has acknowledged it, **and** the membership that the tenure began under is not lost
     /// by now. An acknowledgement alone does not prove ownership, since Kafka takes commits without membership
     /// while a group is empty; acknowledged but lost is [`Outcome::Fenced`].
@@ -83,6 +94,8 @@ pub enum Outcome {
     Unknown,
     /// The insert's deadline had passed before it was sent.
     Late,
+    /// A [checked](Insert::checked) insert was acknowledged, and yet its rows are not there.
+    Dropped,
     /// The store refused the insert and would refuse it again.
     Refused(String),
     /// The partition is no longer assigned: a commit was refused, the consumer was told, or its membership was found to be

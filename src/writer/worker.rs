@@ -17,8 +17,9 @@ use super::halt::{Halt, Place};
 use super::identity::Generation;
 use super::load::{LoadError, Loading};
 use super::machine::{Insert, Limits, Machine, Outcome, Step};
-use super::recover::{Ledger, Orphans, Recovered};
-use super::rows::{Rows, encode};
+use super::recover::{Recovered, of_store};
+use super::rejected;
+use super::rows::{Encoded, Rows, encode};
 use super::seen::SeenKeys;
 use super::{Settings, WriterObserver};
 use crate::kinds::Kind;
@@ -64,7 +65,7 @@ pub struct Tools {
 enum Held<K: Kind> {
     Nothing,
     Filled(Filled<K>),
-    Encoded { rows: Rows, events: u64, new_events: u64 },
+    Encoded { rows: Rows, rejected: Option<Encoded>, events: u64, new_events: u64 },
 }
 
 /// Stores one partition.
@@ -188,8 +189,12 @@ impl<K: Kind> Worker<K> {
             Ok(commit) => commit,
             Err(error) => return self.not_yet("asking Kafka what is committed", &error),
         };
-        let stored = self.tools.store.stored_to::<K>(log.number, tenure.partition, start);
-        let (ledger, orphans) = match self.tools.runtime.block_on(stored) {
+        let stored = async {
+            // A repair that is under way, or was killed, must not put into place what it made before this tenure.
+            self.tools.store.drop_repairs::<K>().await?;
+            self.tools.store.stored_to::<K>(log.number, tenure.partition, start).await
+        };
+        let stored = match self.tools.runtime.block_on(stored) {
             Ok(found) => found,
             Err(error) => return self.not_yet("asking ClickHouse what is stored", &error),
         };
@@ -197,17 +202,14 @@ impl<K: Kind> Worker<K> {
             Ok(found) => found,
             Err(error) => return self.not_yet("asking Kafka how far the log reaches", &error),
         };
+        let (ledger, orphans) = of_store(&stored);
         let known = Recovered {
             generation: log.number,
             start,
             committed: committed
                 .map_or(LastCommit::None, |commit| LastCommit::read(Some(commit.offset), &commit.metadata)),
-            ledger: ledger.map(|found| Ledger { first: found.first, next: found.next, offsets: found.offsets }),
-            orphans: orphans.map(|found| Orphans {
-                last_min: found.last_min,
-                last_max: found.last_max,
-                rows: found.rows,
-            }),
+            ledger,
+            orphans,
             log_low,
             log_high,
         };
@@ -249,13 +251,14 @@ impl<K: Kind> Worker<K> {
             Ok(None) => Outcome::Idle,
             Err(FillError::OutOfRange) => Outcome::OutOfRange,
             Err(FillError::Stuck) => Outcome::Unknown,
+            Err(FillError::Newer(offset, reason)) => Outcome::Newer { offset, reason },
         }
     }
 
     fn insert(&mut self, insert: &Insert, table: Table) -> Outcome {
         self.encode(insert);
         let (tools, partition) = (&self.tools, self.tenure.partition);
-        let Held::Encoded { rows, .. } = &self.held else {
+        let Held::Encoded { rows, rejected, .. } = &self.held else {
             return Outcome::Refused("the block could not be encoded: see the log".to_owned());
         };
         let (encoded, name, token) = match table {
@@ -266,9 +269,15 @@ impl<K: Kind> Worker<K> {
         if began > insert.deadline {
             return Outcome::Late;
         }
-        let inserted = tools.runtime.block_on(tools.store.insert(&name, &token, &encoded.stream));
+        let inserted = tools.runtime.block_on(async {
+            if let (Table::Counters, Some(rejected)) = (table, rejected) {
+                tools.store.insert(rejected::TABLE, &rejected::token(&token), &rejected.stream).await?;
+            }
+            tools.store.insert(&name, &token, &encoded.stream).await
+        });
         tools.observer.inserted(table.name(), encoded.rows as u64, began.elapsed(), inserted.is_ok());
         match inserted {
+            Ok(()) if insert.checked => self.check_inserted(insert, table, encoded.rows as u64),
             Ok(()) => Outcome::Done,
             Err(error) => match error.verdict() {
                 Verdict::Retry | Verdict::RetryWithAlarm => self.not_yet("inserting into ClickHouse", &error),
@@ -280,13 +289,41 @@ impl<K: Kind> Worker<K> {
         }
     }
 
+    /// Whether what was inserted is there: ClickHouse drops an insert whose token it remembers, also when it has lost the
+    /// rows since.
+    fn check_inserted(&self, insert: &Insert, table: Table, sent: u64) -> Outcome {
+        let (store, runtime, partition) = (&self.tools.store, &self.tools.runtime, self.tenure.partition);
+        let Insert { generation, range, .. } = *insert;
+        let is_there = match table {
+            Table::Events => runtime
+                .block_on(store.rows_between::<K>(generation, partition, range.first, range.last))
+                .map(|stored| stored == sent),
+            // Another writer may have gone on meanwhile, where this one stood still.
+            Table::Counters => runtime
+                .block_on(store.ledger::<K>(generation, partition))
+                .map(|ledger| ledger.is_some_and(|ledger| ledger.next >= range.next())),
+        };
+        match is_there {
+            Ok(true) => Outcome::Done,
+            Ok(false) => Outcome::Dropped,
+            Err(error) => self.not_yet("looking for what was inserted", &error),
+        }
+    }
+
     /// Encodes the block held, once: a repeated insert sends the same bytes.
     fn encode(&mut self, insert: &Insert) {
         match std::mem::replace(&mut self.held, Held::Nothing) {
             Held::Filled(filled) => {
                 let (seen_events, new_events) = (filled.block.events, filled.block.new_events());
-                match encode(filled.block, insert.generation, self.tenure.partition, insert.range) {
-                    Ok(rows) => self.held = Held::Encoded { rows, events: seen_events, new_events },
+                let (generation, partition) = (insert.generation, self.tenure.partition);
+                let rejected = (!filled.rejected.is_empty())
+                    .then(|| rejected::encode::<K>(&filled.rejected, generation, partition))
+                    .transpose();
+                let rows = encode(filled.block, generation, partition, insert.range);
+                match rows.and_then(|rows| Ok((rows, rejected?))) {
+                    Ok((rows, rejected)) => {
+                        self.held = Held::Encoded { rows, rejected, events: seen_events, new_events };
+                    }
                     Err(error) => tracing::error!(kind = K::NAME, %error, "a block could not be encoded"),
                 }
             }

@@ -378,7 +378,7 @@ mod tests {
         let mut dice = Dice::new("damaged hits");
         let (columns, _) = some(20);
         let whole = encode(columns.clone());
-        assert_eq!(decode::<Hit>(None, &whole).unwrap(), columns);
+        assert_eq!(decode::<Hit>(&[], &whole).unwrap(), columns);
         let mut refused = 0;
         for _ in 0..30_000 {
             let mut value = whole.clone();
@@ -390,7 +390,7 @@ mod tests {
                     _ => value.truncate(at.max(1)),
                 }
             }
-            match decode::<Hit>(None, &value) {
+            match decode::<Hit>(&[], &value) {
                 Ok(read) => assert!(HitColumns::from_batch(&read.into_batch()).is_ok()),
                 Err(_) => refused += 1,
             }

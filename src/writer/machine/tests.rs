@@ -28,7 +28,7 @@ fn known() -> Recovered {
         generation: 3,
         start: 10,
         committed: LastCommit::Writer(Committed { generation: 3, next: 40, pending_last: None }),
-        ledger: Some(Ledger { first: 10, next: 40, offsets: 30 }),
+        ledger: Some(LEDGER),
         orphans: None,
         log_low: 10,
         log_high: 100,
@@ -39,6 +39,7 @@ fn pending(last: i64) -> LastCommit {
     LastCommit::Writer(Committed { generation: 3, next: 40, pending_last: Some(last) })
 }
 
+const LEDGER: Ledger = Ledger { first: 10, next: 40, offsets: 30, new_events: 20, stored: 20 };
 const BELOW_40: Step = Step::LoadSeen { generation: 3, below: 40 };
 const RANGE: Range = Range { first: 40, last: 49 };
 
@@ -57,7 +58,7 @@ impl Bench {
     }
 
     fn insert(&self) -> Insert {
-        Insert { generation: 3, range: RANGE, deadline: self.now + LIMITS.claim_age_max }
+        Insert { generation: 3, range: RANGE, checked: true, deadline: self.now + LIMITS.claim_age_max }
     }
 
     /// Up to the insert of the events of offsets 40 to 49.
@@ -150,7 +151,7 @@ fn the_age_of_a_replay_counts_from_the_recovery() {
     bench.expect(Step::Read { from: 40, through: Some(49) }, Outcome::Read { last: 49, new_events: 7 });
     bench.expect(Step::Claim(Committed { generation: 3, next: 40, pending_last: Some(49) }), Outcome::Done);
     let deadline = recovered_at + LIMITS.claim_age_max;
-    assert_eq!(bench.next(), Step::InsertEvents(Insert { generation: 3, range: RANGE, deadline }));
+    assert_eq!(bench.next(), Step::InsertEvents(Insert { generation: 3, range: RANGE, checked: true, deadline }));
 }
 
 #[test]
@@ -183,7 +184,7 @@ fn a_late_insert_that_had_arrived_is_committed() {
     let mut bench = Bench::claimed(7);
     bench.expect(Step::InsertEvents(bench.insert()), Outcome::Done);
     bench.expect(Step::InsertCounters(bench.insert()), Outcome::Late);
-    let ledger = Some(Ledger { first: 10, next: 50, offsets: 40 });
+    let ledger = Some(Ledger { next: 50, offsets: 40, ..LEDGER });
     bench.expect(Step::Recover, Outcome::Recovered(Recovered { committed: pending(49), ledger, ..known() }));
     bench.expect(Step::Commit(Committed { generation: 3, next: 50, pending_last: None }), Outcome::Done);
     assert_eq!(bench.next(), Step::Read { from: 50, through: None });

@@ -125,7 +125,7 @@ impl World {
             }
             Doing::Composing(committed) => self.send_commit(w, p, committed),
             Doing::Committing { id, until } => self.await_commit(w, t, id, until),
-            Doing::Inserting { id, until } => self.await_insert(id, until),
+            Doing::Inserting { id, until } => self.await_insert(p, t, id, until),
             Doing::Telling(outcome) => self.tell(w, p, t, outcome),
             unchanged @ (Doing::Waiting(_) | Doing::Loading { .. } | Doing::Halted) => unchanged,
         };
@@ -302,7 +302,24 @@ impl World {
             return Doing::Inserting { id, until: self.now + self.rng.between(1, delay) };
         }
         self.take_effect(&part, self.now);
-        if self.faulty && self.rng.permille(lost_answers) { self.unanswered() } else { Doing::Telling(Outcome::Done) }
+        if self.faulty && self.rng.permille(lost_answers) {
+            self.unanswered()
+        } else {
+            Doing::Telling(self.inserted(p, t, insert, events))
+        }
+    }
+
+    /// What a shell makes of an acknowledged insert.
+    fn inserted(&mut self, p: usize, t: &Tenure, insert: Insert, events: bool) -> Outcome {
+        let sent = t.block_events().filter(|_| events);
+        if !insert.checked
+            || !self.obeys(Rule::InsertsChecked)
+            || self.store.has(p, insert.generation, insert.range, sent)
+        {
+            return Outcome::Done;
+        }
+        self.cover("an insert is dropped whose rows are lost");
+        Outcome::Dropped
     }
 
     fn part(&mut self, p: usize, block: &Block<Toy>, insert: Insert, events: bool) -> Part {
@@ -327,10 +344,14 @@ impl World {
         Part { token, partition: p, generation, range, rows }
     }
 
-    fn await_insert(&mut self, id: u64, until: u64) -> Doing {
+    fn await_insert(&mut self, p: usize, t: &Tenure, id: u64, until: u64) -> Doing {
         if let Some(at) = self.store.landed.iter().position(|landed| *landed == id) {
             self.store.landed.swap_remove(at);
-            return Doing::Telling(Outcome::Done);
+            return Doing::Telling(match t.asked {
+                Step::InsertEvents(insert) => self.inserted(p, t, insert, true),
+                Step::InsertCounters(insert) => self.inserted(p, t, insert, false),
+                _ => Outcome::Done,
+            });
         }
         if self.now <= until {
             return Doing::Inserting { id, until };

@@ -74,9 +74,15 @@ impl World {
             }
             if !self.obeys(Rule::LedgerOverCommit) && committed.next < next {
                 let first = known.start;
-                known.ledger = Some(Ledger { first, next: committed.next, offsets: committed.next - first });
+                let (next, offsets) = (committed.next, committed.next - first);
+                known.ledger = Some(Ledger { first, next, offsets, new_events: 0, stored: 0 });
                 known.orphans = None;
             }
+        }
+        if !self.obeys(Rule::EventsCounted)
+            && let Some(ledger) = &mut known.ledger
+        {
+            ledger.stored = ledger.new_events;
         }
         if !self.obeys(Rule::OrphansKept) {
             known.orphans = None;

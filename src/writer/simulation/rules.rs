@@ -52,10 +52,14 @@ pub enum Rule {
     CacheNotAhead,
     /// Another log under the topic's name is refused.
     IdentityChecked,
+    /// As many events must be stored as the ledger has recorded.
+    EventsCounted,
+    /// After inserts of what another writer may have inserted before it is looked whether the rows are there.
+    InsertsChecked,
 }
 
 /// Every rule, with the scenario that shows that it is broken.
-pub const RULES: [(Rule, Scenario); 22] = [
+pub const RULES: [(Rule, Scenario); 24] = [
     (Rule::ClaimBeforeInsert, Scenario::Faults),
     (Rule::RangeInToken, Scenario::Faults),
     (Rule::SameTokenAgain, Scenario::Faults),
@@ -78,4 +82,6 @@ pub const RULES: [(Rule, Scenario); 22] = [
     (Rule::TruncatedLogHalts, Scenario::LogTruncated),
     (Rule::CacheNotAhead, Scenario::Faults),
     (Rule::IdentityChecked, Scenario::Recreated),
+    (Rule::EventsCounted, Scenario::StoreLost),
+    (Rule::InsertsChecked, Scenario::StoreLost),
 ];

@@ -277,7 +277,14 @@ fn store_lost(world: &mut World) {
     world.week(true);
     let ranges = world.rng.between(1, 3) as usize;
     let mut rng = world.rng.clone();
-    world.store.lose_tail(0, ranges, || rng.permille(500));
+    if world.rng.permille(300) {
+        world.store.lose_events(0);
+    } else {
+        world.store.lose_tail(0, ranges, || rng.permille(500));
+    }
+    if world.rng.permille(500) {
+        world.store.remember_tokens();
+    }
     world.heal();
     for _ in 0..20_000 {
         if world.is_over() {
@@ -285,7 +292,13 @@ fn store_lost(world: &mut World) {
         }
         match world.halts[0] {
             // The last one when the commit was forgotten too, and retention has removed what is to be read again.
-            Some(Why::StoreBehind { .. } | Why::Inconsistent(_) | Why::LogLost { .. }) => {
+            Some(
+                Why::StoreBehind { .. }
+                | Why::EventsLost { .. }
+                | Why::InsertLost { .. }
+                | Why::Inconsistent(_)
+                | Why::LogLost { .. },
+            ) => {
                 return world.cover("a halt is as expected");
             }
             Some(ref why) => {

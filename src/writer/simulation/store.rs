@@ -130,11 +130,15 @@ impl Store {
 
     /// The ledger of a partition, added up.
     pub fn ledger(&self, partition: usize, generation: u32) -> Option<Ledger> {
-        let ranges = || self.tables[partition].counters.iter().filter(|row| row.0 == generation).map(|row| row.1);
+        let rows = || self.tables[partition].counters.iter().filter(|row| row.0 == generation);
+        let ranges = || rows().map(|row| row.1);
+        let next = ranges().map(Range::next).max()?;
         Some(Ledger {
             first: ranges().map(|range| range.first).min()?,
-            next: ranges().map(Range::next).max()?,
+            next,
             offsets: ranges().map(Range::offsets).sum(),
+            new_events: rows().map(|row| row.2.0.iter().sum::<u64>()).sum(),
+            stored: self.rows(partition, (generation, i64::MIN), (generation, next)),
         })
     }
 
@@ -172,6 +176,29 @@ impl Store {
                 tables.events.retain(|row| !lost(&row.position));
                 tables.positions.retain(|position| !lost(position));
             }
+        }
+    }
+
+    /// The events of the newest range that has some are lost, and their counters are not.
+    pub fn lose_events(&mut self, partition: usize) {
+        let tables = &mut self.tables[partition];
+        let newest = tables.events.iter().map(|row| (row.position.0, row.range_last)).max();
+        let is_lost = |row: &Row| Some((row.position.0, row.range_last)) == newest;
+        tables.events.iter().filter(|row| is_lost(row)).for_each(|row| _ = tables.positions.remove(&row.position));
+        tables.events.retain(|row| !is_lost(row));
+    }
+
+    /// All tokens so far are remembered for ever: that of an insert is not lost with its rows.
+    pub fn remember_tokens(&mut self) {
+        self.window.values_mut().for_each(|forgotten_at| *forgotten_at = u64::MAX);
+    }
+
+    /// Whether a range's insert is there: so many events, or without a number its counters
+    /// (or those of what another writer has stored since).
+    pub fn has(&self, partition: usize, generation: u32, range: Range, events: Option<u64>) -> bool {
+        match events {
+            Some(sent) => self.rows(partition, (generation, range.first), (generation, range.next())) == sent,
+            None => self.ledger(partition, generation).is_some_and(|ledger| ledger.next >= range.next()),
         }
     }
 
