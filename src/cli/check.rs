@@ -261,7 +261,7 @@ fn durability(topic: &str, found: &Topic, settings: &[(String, String)]) -> Opti
         ),
         _ => return None,
     };
-    Some(finding(State::Warn, "topic", text))
+    Some(finding(State::Warn, "power", text))
 }
 
 /// What of a topic's settings would lose events, or refuse them.

@@ -170,7 +170,9 @@ impl<'c> Admin<'c> {
             .set("cleanup.policy", "delete")
             .set("retention.ms", &retention_ms)
             .set("retention.bytes", "-1")
-            .set("message.timestamp.type", "CreateTime")
+            // The clocks of those who send do not matter: one that is ahead would have its records refused, and one that is
+            // behind would have them deleted early.
+            .set("message.timestamp.type", "LogAppendTime")
             .set(MESSAGE_BYTES_MAX, &message_bytes_max)
             .set("min.insync.replicas", in_sync)
             .set("unclean.leader.election.enable", "false");
