@@ -215,11 +215,11 @@ def count(events):
     return collections.Counter((event["time"][:10], event["site_id"], event["type"]) for event in events)
 
 
-def run_command(space, *arguments):
+def run_command(space, *arguments, settings=None):
     """A command of the program, run to its end."""
     return subprocess.run(
         [millrace_binary(), *arguments],
-        env={**environment_without_settings(), **space.settings()},
+        env={**environment_without_settings(), **space.settings(), **(settings or {})},
         capture_output=True,
         text=True,
         timeout=60,

@@ -5,7 +5,7 @@ import random
 
 import pytest
 from harness import eventually
-from once import SMALL_RANGES, Load, Sent, check_counts, make_events, reckon, wait_stored
+from once import SMALL_RANGES, Load, Sent, check_counts, make_events, reckon, run_command, wait_stored
 
 EVENTS = 3_000
 LOADED = "read the stored keys"
@@ -99,7 +99,8 @@ def test_a_damaged_cache_is_thrown_away(damage, program, cache, space, sent):
     assert loaded(program()) == (EVENTS + 100, EVENTS + 100)
 
 
-def test_events_that_clickhouse_has_lost_are_new_again(program, space, sent):
+def test_events_that_were_deleted_are_new_again(program, space, sent):
+    """Once the operator has said that they are gone: until then the writer stands still."""
     first = program()
     events = make_events(EVENTS)
     sent.post_until_taken(first, events)
@@ -109,6 +110,11 @@ def test_events_that_clickhouse_has_lost_are_new_again(program, space, sent):
     space.store.query(f"ALTER TABLE {table} DELETE WHERE log_position % 10 = 0 SETTINGS mutations_sync = 2")
     left = space.store.value(f"SELECT count() FROM {table}")
     assert 0 < left < EVENTS
+
+    short = {"MILLRACE_WRITER_CLAIM_AGE_MS_MAX": "3000", "MILLRACE_CLICKHOUSE_INSERT_MS_MAX": "2000"}
+    told = run_command(space, "repair", settings=short)
+    assert told.returncode == 1, told.stdout + told.stderr
+    assert told.stdout.count("were deleted from among others") == 4, told.stdout
 
     second = program()
     assert loaded(second) == (left, 0)

@@ -118,7 +118,7 @@ impl Repair<'_> {
         let missing = damage
             .recorded
             .map(|recorded| (recorded.next, recorded.new_events.saturating_sub(recorded.stored).saturating_sub(read)));
-        let mut gone: Vec<Range> = match missing {
+        let gone: Vec<Range> = match missing {
             Some((next, 0)) => gone
                 .into_iter()
                 .filter(|gap| gap.last >= next)
@@ -126,9 +126,6 @@ impl Repair<'_> {
                 .collect(),
             _ => gone,
         };
-        if let (true, Some((next, 1..))) = (gone.is_empty(), missing) {
-            gone.push(Range { first: damage.from, last: next - 1 });
-        }
         let would = if self.dry_run { "cannot" } else { "could not" };
         for gap in &gone {
             let (Range { first, last }, records) = (gap, gap.offsets());
@@ -138,7 +135,13 @@ impl Repair<'_> {
             ));
         }
         if let Some((next, events @ 1..)) = missing {
-            (self.say)(format!("{}: {events} events before offset {next} are lost with them", named(part)));
+            let how = if gone.is_empty() {
+                "were deleted from among others of the same inserts, and are not read again"
+            } else {
+                "are lost with them"
+            };
+            (self.say)(format!("{}: {events} events before offset {next} {how}", named(part)));
+            self.outcome.wanting = true;
         }
         self.outcome.wanting |= !gone.is_empty();
     }
