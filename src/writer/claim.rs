@@ -118,19 +118,23 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// For the insert of a range's events.
-    pub fn events(&self, generation: u32, range: Range) -> String {
-        self.token(generation, range, "events")
+    /// For the insert of a range's events; `again` is [`Insert::again`](super::step::Insert::again).
+    pub fn events(&self, generation: u32, range: Range, again: u32) -> String {
+        self.token(generation, range, "events", again)
     }
 
     /// For the insert of a range's counters and its row of the ledger.
-    pub fn counters(&self, generation: u32, range: Range) -> String {
-        self.token(generation, range, "counters")
+    pub fn counters(&self, generation: u32, range: Range, again: u32) -> String {
+        self.token(generation, range, "counters", again)
     }
 
-    fn token(&self, generation: u32, range: Range, table: &str) -> String {
+    fn token(&self, generation: u32, range: Range, table: &str, again: u32) -> String {
         let Tokens { kind, log, partition } = self;
-        format!("{kind}/{generation}/{log}/{partition}/{}-{}/{table}", range.first, range.last)
+        let mut token = format!("{kind}/{generation}/{log}/{partition}/{}-{}/{table}", range.first, range.last);
+        if again > 0 {
+            token += &format!("/{again}");
+        }
+        token
     }
 }
 
@@ -185,16 +189,18 @@ mod tests {
     fn tokens_differ_in_everything_they_name() {
         let tokens = Tokens { kind: "captcha", log: "cluster/topic/id".into(), partition: 3 };
         let range = Range { first: 1, last: 23 };
-        assert_eq!(tokens.events(2, range), "captcha/2/cluster/topic/id/3/1-23/events");
+        assert_eq!(tokens.events(2, range, 0), "captcha/2/cluster/topic/id/3/1-23/events");
         let others = [
-            tokens.counters(2, range),
-            tokens.events(1, range),
-            tokens.events(2, Range { first: 12, last: 23 }),
-            tokens.events(2, Range { first: 1, last: 2 }),
-            Tokens { partition: 4, ..tokens.clone() }.events(2, range),
-            Tokens { kind: "hit", ..tokens.clone() }.events(2, range),
-            Tokens { log: "cluster/topic/other".into(), ..tokens.clone() }.events(2, range),
+            tokens.counters(2, range, 0),
+            tokens.events(2, range, 1),
+            tokens.events(2, range, 11),
+            tokens.events(1, range, 0),
+            tokens.events(2, Range { first: 12, last: 23 }, 0),
+            tokens.events(2, Range { first: 1, last: 2 }, 0),
+            Tokens { partition: 4, ..tokens.clone() }.events(2, range, 0),
+            Tokens { kind: "hit", ..tokens.clone() }.events(2, range, 0),
+            Tokens { log: "cluster/topic/other".into(), ..tokens.clone() }.events(2, range, 0),
         ];
-        assert!(others.iter().all(|other| *other != tokens.events(2, range)));
+        assert!(others.iter().all(|other| *other != tokens.events(2, range, 0)));
     }
 }

@@ -64,7 +64,7 @@ pub enum Why {
     },
     /// ClickHouse remembers an insert whose rows it does not have.
     #[error(
-        "clickhouse takes the insert of the {what} of offsets {range} for one that it has stored already, and does not have \
+        "clickhouse takes the insert of the {what} of offsets {range} again and again for one that it has stored already, and does not have \
          them: it has lost rows (a power cut, an older backup); bring them back, or stop all writers and let \
          `millrace repair` read what is missing from the log"
     )]

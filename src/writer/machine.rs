@@ -96,7 +96,13 @@ struct Held {
     events_stored: Option<u64>,
     /// For a range that may have been tried before: when the store was asked what it holds of it.
     known_at: Option<Instant>,
+    /// See [`Insert::again`].
+    again: u32,
 }
+
+/// How often an insert is repeated under another token. Each time means that the store was killed in the same moment
+/// of the same insert; more than a few, that something else is wrong.
+const AGAIN_MAX: u32 = 8;
 
 /// What follows a commit.
 #[derive(Clone, Copy, Debug)]
@@ -173,11 +179,7 @@ impl Machine {
                 State::InsertEvents(held, _) | State::InsertCounters(held, _) => self.give_up(held),
                 ref state => unreachable!("a late insert while {state:?}"),
             },
-            Outcome::Dropped => match self.state {
-                State::InsertEvents(held, _) => self.halt(Why::InsertLost { what: "events", range: held.range }),
-                State::InsertCounters(held, _) => self.halt(Why::InsertLost { what: "counters", range: held.range }),
-                ref state => unreachable!("a dropped insert while {state:?}"),
-            },
+            Outcome::Dropped => self.on_dropped(),
             Outcome::Refused(reason) => match self.state {
                 State::InsertEvents(held, _) | State::InsertCounters(held, _) => {
                     self.halt(Why::StoreRefuses { range: held.range, reason });
@@ -213,16 +215,30 @@ impl Machine {
             State::Claim(Held { range, .. }) => {
                 Step::Claim(Committed { generation, next: range.first, pending_last: Some(range.last) })
             }
-            State::InsertEvents(held, deadline) => Step::InsertEvents(self.insert(held.range, deadline)),
-            State::InsertCounters(held, deadline) => Step::InsertCounters(self.insert(held.range, deadline)),
+            State::InsertEvents(held, deadline) => Step::InsertEvents(self.insert(held, deadline)),
+            State::InsertCounters(held, deadline) => Step::InsertCounters(self.insert(held, deadline)),
             State::Commit { next, .. } => Step::Commit(Committed { generation, next, pending_last: None }),
             State::Left => Step::Leave,
             State::Halted(ref halt) => Step::Halt(halt.clone()),
         }
     }
 
-    fn insert(&self, range: Range, deadline: Instant) -> Insert {
-        Insert { generation: self.generation, range, checked: range.first < self.log_end, deadline }
+    fn insert(&self, held: Held, deadline: Instant) -> Insert {
+        let Held { range, again, .. } = held;
+        Insert { generation: self.generation, range, checked: range.first < self.log_end, again, deadline }
+    }
+
+    /// Goes on to the next token: under this one nothing can be stored any more.
+    fn on_dropped(&mut self) {
+        let what = if matches!(self.state, State::InsertEvents(..)) { "events" } else { "counters" };
+        match &mut self.state {
+            State::InsertEvents(held, _) | State::InsertCounters(held, _) if held.again < AGAIN_MAX => held.again += 1,
+            State::InsertEvents(held, _) | State::InsertCounters(held, _) => {
+                let range = held.range;
+                self.halt(Why::InsertLost { what, range });
+            }
+            state => unreachable!("a dropped insert while {state:?}"),
+        }
     }
 
     fn on_recovered(&mut self, known: &Recovered) {
@@ -241,10 +257,10 @@ impl Machine {
             // The block of the very range is still there, and no one else has stored anything since: it need not be
             // built again.
             (Plan::Replay { range, events_stored }, Some(held)) if range == held.range => {
-                return self.claim(Held { events_stored, known_at: Some(self.recovered_at), ..held });
+                return self.claim(Held { events_stored, known_at: Some(self.recovered_at), again: 0, ..held });
             }
             (Plan::Resume { from, .. }, Some(held)) if from == held.range.first => {
-                return self.claim(Held { events_stored: None, known_at: Some(self.recovered_at), ..held });
+                return self.claim(Held { events_stored: None, known_at: Some(self.recovered_at), again: 0, ..held });
             }
             (Plan::Resume { from, .. }, Some(held)) if from == held.range.next() => {
                 State::Commit { next: from, then: After::Read }
@@ -268,7 +284,7 @@ impl Machine {
             Plan::Replay { events_stored, .. } => (events_stored, Some(self.recovered_at)),
         };
         self.failures = 0;
-        self.claim(Held { range: Range { first: plan.from(), last }, new_events, events_stored, known_at });
+        self.claim(Held { range: Range { first: plan.from(), last }, new_events, events_stored, known_at, again: 0 });
     }
 
     /// Goes on to claim the range of the block held, unless what is stored of it cannot be its events.
@@ -299,7 +315,7 @@ impl Machine {
                     State::InsertEvents(held, deadline)
                 }
             }
-            State::InsertEvents(held, deadline) => State::InsertCounters(held, deadline),
+            State::InsertEvents(held, deadline) => State::InsertCounters(Held { again: 0, ..held }, deadline),
             State::InsertCounters(held, _) => State::Commit { next: held.range.next(), then: After::Read },
             State::Commit { next, then } => {
                 let plan = Plan::Resume { from: next, settle: false };

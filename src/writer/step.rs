@@ -58,6 +58,9 @@ pub struct Insert {
     /// Whether the store may remember the token of an insert whose rows it has lost since, and so drop this one without a
     /// word: that the rows are there is looked at after it.
     pub checked: bool,
+    /// How often the store has dropped it already whose rows it does not have: for the token. Everybody counts from 0, so that
+    /// a token that was stored under is met on the way.
+    pub again: u32,
     /// It must not be sent after this time, to be looked at as near as can be to the sending: [`Outcome::Late`].
     pub deadline: Instant,
 }
@@ -94,7 +97,9 @@ pub enum Outcome {
     Unknown,
     /// The insert's deadline had passed before it was sent.
     Late,
-    /// A [checked](Insert::checked) insert was acknowledged, and yet its rows are not there.
+    /// A [checked](Insert::checked) insert was acknowledged, and yet none of its rows is there: the store was killed
+    /// between noting the token and keeping the rows, or has lost them since. No insert with this token can
+    /// arrive any more.
     Dropped,
     /// The store refused the insert and would refuse it again.
     Refused(String),

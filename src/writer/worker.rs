@@ -261,9 +261,10 @@ impl<K: Kind> Worker<K> {
         let Held::Encoded { rows, rejected, .. } = &self.held else {
             return Outcome::Refused("the block could not be encoded: see the log".to_owned());
         };
+        let Insert { generation, range, again, .. } = *insert;
         let (encoded, name, token) = match table {
-            Table::Events => (&rows.events, events::<K>(), self.tokens.events(insert.generation, insert.range)),
-            Table::Counters => (&rows.counters, counters::<K>(), self.tokens.counters(insert.generation, insert.range)),
+            Table::Events => (&rows.events, events::<K>(), self.tokens.events(generation, range, again)),
+            Table::Counters => (&rows.counters, counters::<K>(), self.tokens.counters(generation, range, again)),
         };
         let began = Instant::now();
         if began > insert.deadline {
@@ -289,23 +290,31 @@ impl<K: Kind> Worker<K> {
         }
     }
 
-    /// Whether what was inserted is there: ClickHouse drops an insert whose token it remembers, also when it has lost the
-    /// rows since.
+    /// Whether what was inserted is there: ClickHouse notes a token before it keeps the rows, and drops an insert whose token
+    /// it has noted, also when it was killed in between or has lost the rows since.
     fn check_inserted(&self, insert: &Insert, table: Table, sent: u64) -> Outcome {
         let (store, runtime, partition) = (&self.tools.store, &self.tools.runtime, self.tenure.partition);
-        let Insert { generation, range, .. } = *insert;
-        let is_there = match table {
+        let Insert { generation, range, again, .. } = *insert;
+        let found = match table {
             Table::Events => runtime
                 .block_on(store.rows_between::<K>(generation, partition, range.first, range.last))
-                .map(|stored| stored == sent),
+                .map(|stored| (stored == sent, stored == 0)),
             // Another writer may have gone on meanwhile, where this one stood still.
-            Table::Counters => runtime
-                .block_on(store.ledger::<K>(generation, partition))
-                .map(|ledger| ledger.is_some_and(|ledger| ledger.next >= range.next())),
+            Table::Counters => runtime.block_on(store.ledger::<K>(generation, partition)).map(|ledger| {
+                let next = ledger.map_or(range.first, |ledger| ledger.next);
+                (next >= range.next(), next <= range.first)
+            }),
         };
-        match is_there {
-            Ok(true) => Outcome::Done,
-            Ok(false) => Outcome::Dropped,
+        match found {
+            Ok((true, _)) => Outcome::Done,
+            Ok((false, true)) => {
+                let (kind, table) = (K::NAME, table.name());
+                tracing::warn!(kind, partition, table, %range, again, "ClickHouse knows an insert and does not have its rows: inserting again");
+                Outcome::Dropped
+            }
+            Ok((false, false)) => {
+                Outcome::Refused(format!("it holds a part of the {} of offsets {range}", table.name()))
+            }
             Err(error) => self.not_yet("looking for what was inserted", &error),
         }
     }

@@ -58,7 +58,7 @@ impl Bench {
     }
 
     fn insert(&self) -> Insert {
-        Insert { generation: 3, range: RANGE, checked: true, deadline: self.now + LIMITS.claim_age_max }
+        Insert { generation: 3, range: RANGE, checked: true, again: 0, deadline: self.now + LIMITS.claim_age_max }
     }
 
     /// Up to the insert of the events of offsets 40 to 49.
@@ -151,7 +151,10 @@ fn the_age_of_a_replay_counts_from_the_recovery() {
     bench.expect(Step::Read { from: 40, through: Some(49) }, Outcome::Read { last: 49, new_events: 7 });
     bench.expect(Step::Claim(Committed { generation: 3, next: 40, pending_last: Some(49) }), Outcome::Done);
     let deadline = recovered_at + LIMITS.claim_age_max;
-    assert_eq!(bench.next(), Step::InsertEvents(Insert { generation: 3, range: RANGE, checked: true, deadline }));
+    assert_eq!(
+        bench.next(),
+        Step::InsertEvents(Insert { generation: 3, range: RANGE, checked: true, again: 0, deadline })
+    );
 }
 
 #[test]
@@ -169,6 +172,22 @@ fn an_unanswered_insert_is_repeated_until_its_claim_is_too_old() {
     bench.expect(Step::Recover, Outcome::Recovered(Recovered { committed: pending(49), ..known() }));
     bench.expect(Step::Claim(Committed { generation: 3, next: 40, pending_last: Some(49) }), Outcome::Done);
     assert_eq!(bench.next(), Step::InsertEvents(bench.insert()));
+}
+
+#[test]
+fn a_dropped_insert_is_repeated_under_another_token() {
+    let mut bench = Bench::claimed(7);
+    let insert = bench.insert();
+    bench.expect(Step::InsertEvents(insert), Outcome::Dropped);
+    bench.expect(Step::InsertEvents(Insert { again: 1, ..insert }), Outcome::Unknown);
+    bench.skip_wait();
+    bench.expect(Step::InsertEvents(Insert { again: 1, ..insert }), Outcome::Dropped);
+    bench.expect(Step::InsertEvents(Insert { again: 2, ..insert }), Outcome::Done);
+    // Its counters have tokens of their own.
+    for again in 0..=8 {
+        bench.expect(Step::InsertCounters(Insert { again, ..insert }), Outcome::Dropped);
+    }
+    assert!(matches!(bench.next(), Step::Halt(Halt { why: Why::InsertLost { what: "counters", .. }, .. })));
 }
 
 #[test]

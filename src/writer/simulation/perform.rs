@@ -323,9 +323,10 @@ impl World {
     }
 
     fn part(&mut self, p: usize, block: &Block<Toy>, insert: Insert, events: bool) -> Part {
-        let Insert { generation, range, .. } = insert;
+        let Insert { generation, range, again, .. } = insert;
         let tokens = Tokens { kind: Toy::NAME, log: "log".to_owned(), partition: p as i32 };
-        let mut token = if events { tokens.events(generation, range) } else { tokens.counters(generation, range) };
+        let mut token =
+            if events { tokens.events(generation, range, again) } else { tokens.counters(generation, range, again) };
         if !self.obeys(Rule::RangeInToken) {
             token = format!("{p}/{events}");
         }
