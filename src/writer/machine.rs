@@ -98,6 +98,8 @@ struct Held {
     known_at: Option<Instant>,
     /// See [`Insert::again`].
     again: u32,
+    /// Whether an attempt at the insert that is next has ended in the dark.
+    tried: bool,
 }
 
 /// How often an insert is repeated under another token. Each time means that the store was killed in the same moment
@@ -163,7 +165,12 @@ impl Machine {
         match outcome {
             _ if matches!(self.state, State::Left | State::Halted(_)) => {}
             Outcome::Fenced => self.state = State::Left,
-            Outcome::Unknown => self.back_off(now),
+            Outcome::Unknown => {
+                if let State::InsertEvents(held, _) | State::InsertCounters(held, _) = &mut self.state {
+                    held.tried = true;
+                }
+                self.back_off(now);
+            }
             // Read over such a time, by a process that stood still meanwhile, its parts need not belong together.
             Outcome::Recovered(_) if now > self.asked_at + self.limits.claim_age_max => self.back_off(now),
             Outcome::Recovered(known) => self.on_recovered(&known),
@@ -224,8 +231,8 @@ impl Machine {
     }
 
     fn insert(&self, held: Held, deadline: Instant) -> Insert {
-        let Held { range, again, .. } = held;
-        Insert { generation: self.generation, range, checked: range.first < self.log_end, again, deadline }
+        let Held { range, again, tried, .. } = held;
+        Insert { generation: self.generation, range, checked: tried || range.first < self.log_end, again, deadline }
     }
 
     /// Goes on to the next token: under this one nothing can be stored any more.
@@ -284,7 +291,14 @@ impl Machine {
             Plan::Replay { events_stored, .. } => (events_stored, Some(self.recovered_at)),
         };
         self.failures = 0;
-        self.claim(Held { range: Range { first: plan.from(), last }, new_events, events_stored, known_at, again: 0 });
+        self.claim(Held {
+            range: Range { first: plan.from(), last },
+            new_events,
+            events_stored,
+            known_at,
+            again: 0,
+            tried: false,
+        });
     }
 
     /// Goes on to claim the range of the block held, unless what is stored of it cannot be its events.
@@ -315,7 +329,9 @@ impl Machine {
                     State::InsertEvents(held, deadline)
                 }
             }
-            State::InsertEvents(held, deadline) => State::InsertCounters(Held { again: 0, ..held }, deadline),
+            State::InsertEvents(held, deadline) => {
+                State::InsertCounters(Held { again: 0, tried: false, ..held }, deadline)
+            }
             State::InsertCounters(held, _) => State::Commit { next: held.range.next(), then: After::Read },
             State::Commit { next, then } => {
                 let plan = Plan::Resume { from: next, settle: false };

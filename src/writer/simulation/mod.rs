@@ -116,9 +116,15 @@ fn nothing_is_lost_or_counted_twice_by_zombies() {
 }
 
 #[test]
+fn nothing_is_lost_or_counted_twice_when_the_store_is_killed_in_an_insert() {
+    let interesting = ["the store is killed between a token and its rows", "an insert is dropped whose rows are lost"];
+    assert_covered(&run_all(Scenario::StoreKilled, schedules()), &interesting);
+}
+
+#[test]
 fn losses_outside_are_noticed() {
     for scenario in SCENARIOS {
-        if !matches!(scenario, Scenario::Faults | Scenario::Zombies) {
+        if !matches!(scenario, Scenario::Faults | Scenario::Zombies | Scenario::StoreKilled) {
             run_all(scenario, schedules() / 10);
         }
     }

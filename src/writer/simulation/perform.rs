@@ -301,8 +301,7 @@ impl World {
             }
             return Doing::Inserting { id, until: self.now + self.rng.between(1, delay) };
         }
-        self.take_effect(&part, self.now);
-        if self.faulty && self.rng.permille(lost_answers) {
+        if !self.take_effect(&part, self.now) || self.faulty && self.rng.permille(lost_answers) {
             self.unanswered()
         } else {
             Doing::Telling(self.inserted(p, t, insert, events))
@@ -383,8 +382,15 @@ impl World {
         Doing::Asking
     }
 
-    /// An insert takes effect in the store.
-    pub fn take_effect(&mut self, part: &Part, at: u64) {
+    /// An insert takes effect in the store. `false` when nobody can be answered, as the store is killed by then.
+    pub fn take_effect(&mut self, part: &Part, at: u64) -> bool {
+        let kills = self.setup.faults.store_kills;
+        if kills > 0 && self.faulty && self.rng.permille(kills) {
+            self.note(|| format!("store: killed at {} of partition {}", part.token, part.partition));
+            self.cover("the store is killed between a token and its rows");
+            self.store.note_token(part, at);
+            return false;
+        }
         let truth = &self.partitions[part.partition].truth;
         let applied = self.store.apply(part, at, truth);
         self.note(|| format!("store: {} of partition {}: {applied:?}", part.token, part.partition));
@@ -393,5 +399,6 @@ impl World {
             Ok(Applied::Dropped) => self.cover("an insert is dropped for its token"),
             Err(violation) => self.violate(violation),
         }
+        true
     }
 }

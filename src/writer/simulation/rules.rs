@@ -59,7 +59,7 @@ pub enum Rule {
 }
 
 /// Every rule, with the scenario that shows that it is broken.
-pub const RULES: [(Rule, Scenario); 24] = [
+pub const RULES: [(Rule, Scenario); 25] = [
     (Rule::ClaimBeforeInsert, Scenario::Faults),
     (Rule::RangeInToken, Scenario::Faults),
     (Rule::SameTokenAgain, Scenario::Faults),
@@ -84,4 +84,5 @@ pub const RULES: [(Rule, Scenario); 24] = [
     (Rule::IdentityChecked, Scenario::Recreated),
     (Rule::EventsCounted, Scenario::StoreLost),
     (Rule::InsertsChecked, Scenario::StoreLost),
+    (Rule::InsertsChecked, Scenario::StoreKilled),
 ];

@@ -27,18 +27,22 @@ pub enum Scenario {
     Recreated,
     /// The store loses its newest parts.
     StoreLost,
+    /// As faults, and the store is killed between noting an insert's token and keeping its rows: nothing may be lost, counted
+    /// twice or halted.
+    StoreKilled,
     /// A tool moves the group's offsets.
     ForeignCommit,
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 7] = [
+pub const SCENARIOS: [Scenario; 8] = [
     Scenario::Faults,
     Scenario::Zombies,
     Scenario::LogLost,
     Scenario::LogTruncated,
     Scenario::Recreated,
     Scenario::StoreLost,
+    Scenario::StoreKilled,
     Scenario::ForeignCommit,
 ];
 
@@ -111,6 +115,11 @@ fn setup(rng: &mut Rng, scenario: Scenario, broken: Option<Rule>) -> Setup {
     if scenario == Scenario::Zombies {
         zombies(rng, &mut setup, claim_age_max + insert_ms_max);
     }
+    if scenario == Scenario::StoreKilled {
+        setup.faults.store_kills = rng.between(5, 150);
+        // Who has met a token goes on to the next one: it must not be forgotten as long as anybody does.
+        setup.window_ms *= 100;
+    }
     setup
 }
 
@@ -134,6 +143,7 @@ fn faults(rng: &mut Rng) -> Faults {
         retention: rate(10),
         lost_answers: rate(200),
         late_inserts: rate(300),
+        store_kills: 0,
     }
 }
 
@@ -163,7 +173,7 @@ fn zombies(rng: &mut Rng, setup: &mut Setup, claim_ms_max: u64) {
 
 fn finish(world: &mut World, scenario: Scenario) {
     match scenario {
-        Scenario::Faults | Scenario::Zombies => {}
+        Scenario::Faults | Scenario::Zombies | Scenario::StoreKilled => {}
         Scenario::LogLost => log_lost(world),
         Scenario::LogTruncated => log_truncated(world),
         Scenario::Recreated => recreated(world),

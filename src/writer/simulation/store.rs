@@ -91,6 +91,14 @@ impl Store {
         Store { tables: vec![Tables::default(); partitions], window_ms, ..Store::default() }
     }
 
+    /// Notes the token of an insert whose rows are not kept.
+    pub fn note_token(&mut self, part: &Part, now: u64) {
+        let remembered = self.window.get(&part.token).is_some_and(|forgotten_at| now < *forgotten_at);
+        if !remembered {
+            self.window.insert(part.token.clone(), now + self.window_ms);
+        }
+    }
+
     /// An insert takes effect, or the error says what was broken by it.
     pub fn apply(&mut self, part: &Part, now: u64, truth: &Truth) -> Result<Applied, String> {
         if self.window.get(&part.token).is_some_and(|forgotten_at| now < *forgotten_at) {

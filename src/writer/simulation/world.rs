@@ -78,6 +78,8 @@ pub struct Faults {
     pub retention: u64,
     /// Inserts whose answer is lost.
     pub lost_answers: u64,
+    /// Of a thousand inserts, those in whose middle the store is killed: the token stays, the rows do not.
+    pub store_kills: u64,
     /// Inserts that arrive late or never.
     pub late_inserts: u64,
 }
@@ -298,8 +300,9 @@ impl World {
         while self.store.in_flight.first().is_some_and(|insert| insert.at <= self.now) {
             let landed = self.store.in_flight.remove(0);
             self.cover("an insert arrives late");
-            self.take_effect(&landed.part, landed.at);
-            self.store.landed.push(landed.id);
+            if self.take_effect(&landed.part, landed.at) {
+                self.store.landed.push(landed.id);
+            }
         }
     }
 
