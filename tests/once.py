@@ -256,6 +256,20 @@ def check_counts(space, sent, door):
     assert told.returncode == 0, told.stdout + told.stderr
 
 
+def forget_offsets(space, deadline_s=20):
+    """Deletes the group with its offsets, as soon as Kafka takes it for empty."""
+    log = space.log
+
+    def deleted():
+        try:
+            log.admin.delete_consumer_groups([space.group])[space.group].result(10)
+        except Exception as error:  # noqa: BLE001: the group still has a member that was killed
+            raise AssertionError(str(error)) from error
+        return True
+
+    eventually(deleted, deadline_s, what="the group to be deleted")
+
+
 def reckon(space, sent, door, **options):
     """Everything stored, everything counted, nothing twice. Returns how long storing what was left took, in seconds."""
     took_s = wait_stored(space, **options)

@@ -10,7 +10,7 @@ import signal
 import confluent_kafka
 import pytest
 from harness import eventually
-from once import SMALL_RANGES, Load, Proxy, Sent, check_counts, make_events, reckon, wait_stored
+from once import SMALL_RANGES, Load, Proxy, Sent, check_counts, forget_offsets, make_events, reckon, wait_stored
 
 POINTS = ["before_claim", "after_claim", "after_events", "after_counters", "before_commit"]
 
@@ -160,20 +160,6 @@ def test_offsets_forgotten(door, writer, space, sent):
     # What was stored before was not even read again.
     assert program.metric("millrace_events_duplicate_total") == 0
     check_counts(space, sent, door)
-
-
-def forget_offsets(space):
-    """Deletes the group with its offsets, as soon as Kafka takes it for empty."""
-    log = space.log
-
-    def deleted():
-        try:
-            log.admin.delete_consumer_groups([space.group])[space.group].result(10)
-        except Exception as error:  # noqa: BLE001: the group still has a member that was killed
-            raise AssertionError(str(error)) from error
-        return True
-
-    eventually(deleted, 20, what="the group to be deleted")
 
 
 def test_other_producer_and_wrong_partition(door, writer, space, sent):

@@ -16,7 +16,7 @@ from pathlib import Path
 import confluent_kafka
 import pytest
 from harness import environment_without_settings, eventually, millrace_binary
-from once import SMALL_RANGES, Sent, check_stored, count, make_events, read_report, reckon, wait_stored
+from once import SMALL_RANGES, Sent, check_stored, count, forget_offsets, make_events, read_report, reckon, wait_stored
 
 # A claim lives 3 s and an insert 2 s, so that a repair waits for 5 s.
 SETTINGS = {
@@ -343,28 +343,13 @@ def test_a_writer_starts_during_a_repair(program, own_clickhouse, space, sent):
     reckon(space, sent, program())
 
 
-def forget_offsets(space):
-    """Deletes the group with its offsets."""
-
-    log = space.log
-
-    def deleted():
-        try:
-            log.admin.delete_consumer_groups([space.group])[space.group].result(10)
-        except Exception as error:  # noqa: BLE001: the group still has a member
-            raise AssertionError(str(error)) from error
-        return True
-
-    eventually(deleted, 30, what="the group to be deleted")
-
-
 @pytest.mark.parametrize("tables_lost", [(EVENTS, COUNTERS), (COUNTERS,)], ids=["both", "counters"])
 def test_a_range_that_clickhouse_only_remembers(tables_lost, program, own_clickhouse, space, sent):
     """Nothing tells that it was stored but the token of its insert, for which ClickHouse drops it: the writer looks whether
     it is there, and goes on to another token."""
     fill(program, space, sent)
     lose(own_clickhouse, space, {(table, 3): 1 for table in tables_lost})
-    forget_offsets(space)
+    forget_offsets(space, 30)
     started = program()
     reckon(space, sent, started)
     assert "inserting again" in started.log_text()

@@ -94,11 +94,15 @@ def ended(box, program):
     box.expect_end(program, began)
 
 
+def paused(process, dice):
+    """SIGSTOP for longer than every bound, then SIGCONT."""
+    process.pause()
+    yield dice.uniform(*PAUSE_S)
+    process.resume()
+
+
 def pause_program(box, fault):
-    program = fault.program(box)
-    program.pause()
-    yield fault.dice.uniform(*PAUSE_S)
-    program.resume()
+    yield from paused(fault.program(box), fault.dice)
 
 
 def join(box, fault):
@@ -195,10 +199,7 @@ def answers(clickhouse):
 
 
 def pause_server(box, fault):
-    server = fault.server(box)
-    server.pause()
-    yield fault.dice.uniform(*PAUSE_S)
-    server.resume()
+    yield from paused(fault.server(box), fault.dice)
 
 
 def stutter(box, fault):

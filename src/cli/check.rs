@@ -244,19 +244,23 @@ fn topic_found(config: &Config, topic: &str, found: &Topic) -> Finding {
     finding(State::Ok, "topic", format!("{topic} exists, {partitions} partitions, {replicas_min} replica(s)"))
 }
 
+/// A topic's setting; empty where it is not told.
+fn setting<'s>(settings: &'s [(String, String)], name: &str) -> &'s str {
+    settings.iter().find(|(found, _)| found == name).map_or("", |(_, value)| value.as_str())
+}
+
 /// What an acknowledged event does not survive. Kafka answers when the replicas in sync have a record in memory; the
 /// operating system writes it to the disk some seconds later.
 fn durability(topic: &str, found: &Topic, settings: &[(String, String)]) -> Option<Finding> {
-    let is = |name: &str, value: &str| settings.iter().any(|(found, now)| found == name && now == value);
     let text = match found.replicas_min {
-        0 | 1 if is("flush.messages", "1") => {
+        0 | 1 if setting(settings, "flush.messages") == "1" => {
             format!("{topic} has 1 replica, on the disk before it is acknowledged: a lost disk loses data")
         }
         0 | 1 => format!(
             "{topic} has 1 replica: a power cut loses what was acknowledged in the last seconds. Use three brokers \
              (kafka.replication = 3), or set flush.messages=1 on the topic; see \"What survives what\" in the README"
         ),
-        _ if is("min.insync.replicas", "1") => format!(
+        _ if setting(settings, "min.insync.replicas") == "1" => format!(
             "{topic} acknowledges what a single replica has (min.insync.replicas=1): with three replicas set it to 2"
         ),
         _ => return None,
@@ -267,7 +271,7 @@ fn durability(topic: &str, found: &Topic, settings: &[(String, String)]) -> Opti
 /// What of a topic's settings would lose events, or refuse them.
 fn topic_settings(topic: &str, settings: &[(String, String)], message_bytes_max: u64) -> Vec<Finding> {
     let mut found = Vec::new();
-    let setting = |name: &str| settings.iter().find(|(found, _)| found == name).map_or("", |(_, value)| value.as_str());
+    let setting = |name: &str| setting(settings, name);
     let policy = setting("cleanup.policy");
     if policy.contains("compact") {
         let text = format!("{topic} has cleanup.policy={policy}, which loses events: set it to delete");
@@ -341,9 +345,12 @@ fn store_finding(what: &'static str, error: &MigrateError) -> Finding {
 mod tests {
     use super::*;
 
+    fn owned(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
+    }
+
     fn settings(pairs: &[(&str, &str)]) -> Vec<State> {
-        let pairs: Vec<_> = pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
-        topic_settings("t", &pairs, 1_048_588).iter().map(|finding| finding.state).collect()
+        topic_settings("t", &owned(pairs), 1_048_588).iter().map(|finding| finding.state).collect()
     }
 
     #[test]
@@ -371,8 +378,7 @@ mod tests {
     fn what_a_power_cut_would_lose_is_said() {
         let said = |replicas_min, flush: &str, in_sync: &str| {
             let topic = Topic { partitions: 4, replicas_min, leaderless: 0 };
-            let settings = [("flush.messages", flush), ("min.insync.replicas", in_sync)];
-            let settings: Vec<_> = settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+            let settings = owned(&[("flush.messages", flush), ("min.insync.replicas", in_sync)]);
             durability("t", &topic, &settings).map(|finding| finding.text)
         };
         let never = "9223372036854775807";

@@ -1,11 +1,12 @@
 //! Whether a consumer group has members: asked of the brokers, by whoever is none.
 
 use std::ffi::CStr;
-use std::ptr;
 use std::time::Duration;
 
 use rdkafka::bindings as sys;
 use rdkafka::client::{Client, ClientContext};
+
+use super::request;
 
 /// The members of a group, as far as the brokers tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,25 +19,16 @@ pub enum Members {
 
 /// Asks every broker for its groups, which tells those of both group protocols; the safe API describes one of them only.
 pub(super) fn members<C: ClientContext>(client: &Client<C>, group: &str, timeout: Duration) -> Result<Members, String> {
-    let timeout_ms = timeout.as_millis() as i32;
-    // SAFETY: `client` outlives every call here. Each object made here is destroyed once, after its last use: the options
-    // after the request was issued (librdkafka copies them), the event (which owns the result and its texts) after
-    // the result was read. Null pointers are checked before use.
+    let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPS;
+    // SAFETY: one request with what it needs, and the answer's event is live while it is read.
     unsafe {
-        let rk = client.native_ptr();
-        let queue = sys::rd_kafka_queue_new(rk);
-        let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPS;
-        let options = sys::rd_kafka_AdminOptions_new(rk, operation);
-        sys::rd_kafka_AdminOptions_set_request_timeout(options, timeout_ms, ptr::null_mut(), 0);
-        sys::rd_kafka_ListConsumerGroups(rk, options, queue);
-        sys::rd_kafka_AdminOptions_destroy(options);
-        let event = sys::rd_kafka_queue_poll(queue, timeout_ms);
-        let answer = if event.is_null() { Err("no answer in time".to_owned()) } else { listed(event, group) };
-        if !event.is_null() {
-            sys::rd_kafka_event_destroy(event);
-        }
-        sys::rd_kafka_queue_destroy(queue);
-        answer
+        request::ask(
+            client,
+            operation,
+            timeout,
+            |request| sys::rd_kafka_ListConsumerGroups(request.rk, request.options, request.queue),
+            |event| listed(event, group),
+        )
     }
 }
 
@@ -48,9 +40,6 @@ unsafe fn listed(event: *mut sys::rd_kafka_event_t, group: &str) -> Result<Membe
     use sys::rd_kafka_consumer_group_state_t as State;
     // SAFETY: the event is live for the whole function, and what is read here belongs to it.
     unsafe {
-        if sys::rd_kafka_event_error(event) != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return Err(CStr::from_ptr(sys::rd_kafka_event_error_string(event)).to_string_lossy().into_owned());
-        }
         let result = sys::rd_kafka_event_ListConsumerGroups_result(event);
         if result.is_null() {
             return Err("an answer of another kind".to_owned());

@@ -10,6 +10,7 @@ pub mod group;
 pub mod groups;
 pub mod produce;
 pub mod record;
+mod request;
 pub mod topic;
 pub mod topics;
 

@@ -1,7 +1,6 @@
 //! What is known of a topic as a log: which cluster and which incarnation it is, and how far it reaches.
 
 use std::ffi::{CStr, CString};
-use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use super::client::Plain;
 use super::facts::LogFacts;
 use super::group::Commit;
 use super::groups::{self, Members};
+use super::request::{self, Request};
 use super::{LogError, Options};
 
 /// How long the tries of one question to Kafka may take. Each is made by a new client: one that has lost its brokers
@@ -173,27 +173,17 @@ fn connect(options: &Options) -> Result<BaseConsumer<Plain>, LogError> {
 /// Asks for a topic's id, which the safe API does not offer.
 fn topic_id<C: ClientContext>(client: &Client<C>, topic: &str, timeout: Duration) -> Result<Option<String>, String> {
     let name = CString::new(topic).map_err(|_| "a topic's name cannot hold NUL".to_owned())?;
-    let mut names = [name.as_ptr()];
-    let timeout_ms = timeout.as_millis() as i32;
-    // SAFETY: `client` outlives every call here. Each object made here is destroyed once, after its last use: the
-    // collection and the options after the request was issued (librdkafka copies them), the event (which owns the
-    // result, the descriptions and the id's text) after the text was copied. Null pointers are checked before use.
+    let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
+    // SAFETY: one request with what it needs; the collection is destroyed after librdkafka has copied it. The answer's event is
+    // live while it is read.
     unsafe {
-        let rk = client.native_ptr();
-        let queue = sys::rd_kafka_queue_new(rk);
-        let options = sys::rd_kafka_AdminOptions_new(rk, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS);
-        sys::rd_kafka_AdminOptions_set_request_timeout(options, timeout_ms, ptr::null_mut(), 0);
-        let topics = sys::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len());
-        sys::rd_kafka_DescribeTopics(rk, topics, options, queue);
-        sys::rd_kafka_TopicCollection_destroy(topics);
-        sys::rd_kafka_AdminOptions_destroy(options);
-        let event = sys::rd_kafka_queue_poll(queue, timeout_ms);
-        let answer = if event.is_null() { Err("no answer in time".to_owned()) } else { described_id(event) };
-        if !event.is_null() {
-            sys::rd_kafka_event_destroy(event);
-        }
-        sys::rd_kafka_queue_destroy(queue);
-        answer
+        let issue = |request: &Request| {
+            let mut names = [name.as_ptr()];
+            let topics = sys::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len());
+            sys::rd_kafka_DescribeTopics(request.rk, topics, request.options, request.queue);
+            sys::rd_kafka_TopicCollection_destroy(topics);
+        };
+        request::ask(client, operation, timeout, issue, |event| described_id(event))
     }
 }
 
@@ -204,9 +194,6 @@ fn topic_id<C: ClientContext>(client: &Client<C>, topic: &str, timeout: Duration
 unsafe fn described_id(event: *mut sys::rd_kafka_event_t) -> Result<Option<String>, String> {
     // SAFETY: the event is live for the whole function, and what is read here belongs to it.
     unsafe {
-        if sys::rd_kafka_event_error(event) != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return Err(CStr::from_ptr(sys::rd_kafka_event_error_string(event)).to_string_lossy().into_owned());
-        }
         let result = sys::rd_kafka_event_DescribeTopics_result(event);
         if result.is_null() {
             return Err("an answer of another kind".to_owned());

@@ -4,7 +4,6 @@
 //! and is bounded by the time given to it.
 
 use std::ffi::{CStr, CString};
-use std::ptr;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
@@ -15,6 +14,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::client::client_config;
+use super::request::{self, Request};
 use crate::config;
 
 /// How long records stay: 7 days. What was acknowledged must be stored before it is deleted, so this is the longest
@@ -204,12 +204,10 @@ pub fn too_narrow(settings: &[(String, String)], needed: u64) -> Option<u64> {
 fn alter(client: &Client<QuietContext>, topic: &str, name: &str, value: &str, timeout: Duration) -> Result<(), String> {
     let text = |text: &str| CString::new(text).map_err(|_| format!("{text:?} holds NUL"));
     let (topic, name, value) = (text(topic)?, text(name)?, text(value)?);
-    let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-    // SAFETY: `client` and the texts outlive every call here, and librdkafka copies what it is given. Each object made
-    // here is destroyed once, after its last use: the resource and the options after the request was issued, the event
-    // (which owns the result and its texts) after the text was copied. Null pointers are checked before use.
+    let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_INCREMENTALALTERCONFIGS;
+    // SAFETY: the texts outlive every call here, and librdkafka copies what it is given. The resource is destroyed once, after
+    // the request was issued; the text of an error after it was copied. The answer's event is live while it is read.
     unsafe {
-        let rk = client.native_ptr();
         let resource =
             sys::rd_kafka_ConfigResource_new(sys::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, topic.as_ptr());
         if resource.is_null() {
@@ -223,21 +221,12 @@ fn alter(client: &Client<QuietContext>, topic: &str, name: &str, value: &str, ti
             sys::rd_kafka_ConfigResource_destroy(resource);
             return Err(said);
         }
-        let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_INCREMENTALALTERCONFIGS;
-        let options = sys::rd_kafka_AdminOptions_new(rk, operation);
-        sys::rd_kafka_AdminOptions_set_request_timeout(options, timeout_ms, ptr::null_mut(), 0);
-        let queue = sys::rd_kafka_queue_new(rk);
-        let mut resources = [resource];
-        sys::rd_kafka_IncrementalAlterConfigs(rk, resources.as_mut_ptr(), resources.len(), options, queue);
-        sys::rd_kafka_ConfigResource_destroy(resource);
-        sys::rd_kafka_AdminOptions_destroy(options);
-        let event = sys::rd_kafka_queue_poll(queue, timeout_ms);
-        let altered = if event.is_null() { Err("no answer in time".to_owned()) } else { altered(event) };
-        if !event.is_null() {
-            sys::rd_kafka_event_destroy(event);
-        }
-        sys::rd_kafka_queue_destroy(queue);
-        altered
+        let issue = |request: &Request| {
+            let (mut resources, Request { rk, options, queue }) = ([resource], request);
+            sys::rd_kafka_IncrementalAlterConfigs(*rk, resources.as_mut_ptr(), resources.len(), *options, *queue);
+            sys::rd_kafka_ConfigResource_destroy(resource);
+        };
+        request::ask(client, operation, timeout, issue, |event| altered(event))
     }
 }
 
@@ -249,9 +238,6 @@ unsafe fn altered(event: *mut sys::rd_kafka_event_t) -> Result<(), String> {
     const NO_ERROR: sys::rd_kafka_resp_err_t = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
     // SAFETY: the event is live for the whole function, and what is read here belongs to it.
     unsafe {
-        if sys::rd_kafka_event_error(event) != NO_ERROR {
-            return Err(CStr::from_ptr(sys::rd_kafka_event_error_string(event)).to_string_lossy().into_owned());
-        }
         let result = sys::rd_kafka_event_IncrementalAlterConfigs_result(event);
         if result.is_null() {
             return Err("an answer of another kind".to_owned());

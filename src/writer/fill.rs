@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::block::{Block, BlockBuilder};
 use super::decode::{Decoded, Rejected, decode};
-use super::rejected;
+use super::rejected::PassedOver;
 use super::seen::SeenKeys;
 use super::{Settings, WriterObserver};
 use crate::config::limits::RANGE_BYTES_MAX;
@@ -63,8 +63,7 @@ struct Open<K: Kind> {
     since: Instant,
     /// How many records are in it.
     records: u64,
-    rejected: Vec<Rejected>,
-    rejected_bytes: usize,
+    passed_over: PassedOver,
     /// Nothing has come for a [`LULL`].
     in_a_lull: bool,
 }
@@ -147,8 +146,7 @@ impl<K: Kind> Filler<K> {
                 open.builder.push(record.offset, record.timestamp_ms, &record.columns, seen);
                 open.last = Some(record.offset);
                 open.records += 1;
-                open.rejected_bytes += record.rejected.as_ref().map_or(0, Rejected::bytes);
-                open.rejected.extend(record.rejected);
+                open.passed_over.push(record.rejected);
                 open.in_a_lull = false;
                 if self.trickles && open.records == 1 && through.is_none() {
                     self.reader.rest((self.settings.range_age_max * GATHER_EIGHTHS / 8).min(GATHER_MAX));
@@ -167,8 +165,7 @@ impl<K: Kind> Filler<K> {
                 last: None,
                 since: Instant::now(),
                 records: 0,
-                rejected: Vec::new(),
-                rejected_bytes: 0,
+                passed_over: PassedOver::default(),
                 in_a_lull: false,
             });
         }
@@ -199,8 +196,7 @@ impl<K: Kind> Filler<K> {
             None => {
                 let full = open.builder.events() >= self.settings.range_events_max
                     || open.builder.bytes() as u64 >= RANGE_BYTES_MAX
-                    || open.rejected.len() >= rejected::RECORDS_MAX
-                    || open.rejected_bytes >= rejected::BYTES_MAX;
+                    || open.passed_over.is_full();
                 let age_max = if open.in_a_lull { self.settings.range_age_max } else { self.age_max() };
                 (full || open.since.elapsed() >= age_max).then_some(last)
             }
@@ -234,7 +230,7 @@ impl<K: Kind> Filler<K> {
         // A little less each time, so that one short range between long ones does not make the next one move about.
         let (rows, bytes) = self.room;
         self.room = (block.offsets.len().max(rows / 4 * 3), block.columns.bytes().max(bytes / 4 * 3));
-        Some(Filled { block, last, rejected: open.rejected })
+        Some(Filled { block, last, rejected: open.passed_over.into_records() })
     }
 
     /// The next record; `None` when nothing came within a moment, or before the open block is old enough.

@@ -8,13 +8,15 @@
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
+
 use super::seen::folder::{self, Folder};
 use super::seen::manifest::{Identity, Manifest, StoredRows};
 use super::seen::{Covered, SeenKeys, Sizes};
 use super::worker::Tools;
 use crate::kinds::{Key, Kind, partition_of};
 use crate::log::group::Tenure;
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 
 /// How long to wait for the folder while the partition's last worker, in this process or another one, gives it back.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
@@ -22,7 +24,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(2);
 const LOCK_AGAIN: Duration = Duration::from_millis(50);
 /// Keys that are added at once.
 const TOGETHER: usize = 1 << 14;
-/// After how many keys it is looked whether the tenure has ended.
+/// After how many keys it is asked whether to go on: a long load ends soon after the tenure.
 const LOOK_UP: u64 = 1 << 20;
 
 /// Why the keys could not be had.
@@ -37,6 +39,53 @@ impl From<StoreError> for LoadError {
     fn from(error: StoreError) -> LoadError {
         LoadError::Store(error)
     }
+}
+
+/// Which keys of what is stored.
+#[derive(Clone, Copy)]
+pub struct StoredKeys {
+    /// The generation of the log.
+    pub generation: u32,
+    /// The partition, and how many there are.
+    pub partition: u32,
+    /// See `partition`.
+    pub partitions: u32,
+    /// Those at this offset or later; `None` for all, also of earlier generations.
+    pub from: Option<i64>,
+    /// Those below this offset.
+    pub below: i64,
+}
+
+/// Adds keys that ClickHouse has. Tells whether all of them were new. Ends before it has them all when `go_on` says so, which is
+/// asked now and then.
+pub fn add_stored<K: Kind>(
+    store: &Store,
+    runtime: &Handle,
+    which: StoredKeys,
+    seen: &mut SeenKeys,
+    mut go_on: impl FnMut() -> bool,
+) -> Result<bool, StoreError> {
+    let StoredKeys { generation, partition, partitions, from, below } = which;
+    let mut keys: Vec<Key> = Vec::with_capacity(TOGETHER);
+    let (mut read, mut all_new) = (0_u64, true);
+    let mut add = |keys: &mut Vec<Key>| {
+        all_new &= seen.insert_all(keys.len(), |row| Some(keys[row])).iter().all(|new| *new);
+        keys.clear();
+    };
+    let reading = store.stored_keys::<K>(generation, partition, from, below, |key, of_this_log| {
+        if key.lane < K::KEY_LANES && (of_this_log || partition_of(&key.id, partitions) == partition) {
+            keys.push(key);
+        }
+        if keys.len() == TOGETHER {
+            add(&mut keys);
+        }
+        read += 1;
+        !read.is_multiple_of(LOOK_UP) || go_on()
+    });
+    let done = runtime.block_on(reading);
+    add(&mut keys);
+    done?;
+    Ok(all_new)
 }
 
 /// What keys are loaded for.
@@ -141,33 +190,18 @@ impl<K: Kind> Loading<'_, K> {
 
     /// Adds what ClickHouse has from an offset on, or all of it without one. Tells whether all of that was new.
     fn read(&self, seen: &mut SeenKeys, from: Option<i64>) -> Result<bool, LoadError> {
-        let (partition, partitions) = (self.tenure.partition, self.tools.log.partitions() as u32);
-        let mut keys: Vec<Key> = Vec::with_capacity(TOGETHER);
-        let (mut read, mut all_new, mut active) = (0_u64, true, true);
-        let mut add = |keys: &mut Vec<Key>| {
-            all_new &= seen.insert_all(keys.len(), |row| Some(keys[row])).iter().all(|new| *new);
-            keys.clear();
-        };
-        let store = &self.tools.store;
-        let reading = store.stored_keys::<K>(self.generation, partition, from, self.below, |key, of_this_log| {
-            if key.lane < K::KEY_LANES && (of_this_log || partition_of(&key.id, partitions) == partition) {
-                keys.push(key);
-            }
-            if keys.len() == TOGETHER {
-                add(&mut keys);
-            }
-            read += 1;
-            // Looked at now and then: a long load ends soon after the tenure.
-            active = !read.is_multiple_of(LOOK_UP) || self.tenure.is_active();
+        let Tools { store, runtime, log, .. } = self.tools;
+        let (partition, partitions) = (self.tenure.partition, log.partitions() as u32);
+        let keys = StoredKeys { generation: self.generation, partition, partitions, from, below: self.below };
+        let mut active = true;
+        let added = add_stored::<K>(store, runtime, keys, seen, || {
+            active = self.tenure.is_active();
             active
         });
-        let done = self.tools.runtime.block_on(reading);
-        add(&mut keys);
         if !active {
             return Err(LoadError::Ended);
         }
-        done?;
-        Ok(all_new)
+        Ok(added?)
     }
 
     fn stored_rows(&self, below: i64) -> Result<StoredRows, StoreError> {

@@ -264,10 +264,10 @@ impl Machine {
             // The block of the very range is still there, and no one else has stored anything since: it need not be
             // built again.
             (Plan::Replay { range, events_stored }, Some(held)) if range == held.range => {
-                return self.claim(Held { events_stored, known_at: Some(self.recovered_at), again: 0, ..held });
+                return self.claim(Held { events_stored, known_at: Some(self.recovered_at), ..held });
             }
             (Plan::Resume { from, .. }, Some(held)) if from == held.range.first => {
-                return self.claim(Held { events_stored: None, known_at: Some(self.recovered_at), again: 0, ..held });
+                return self.claim(Held { events_stored: None, known_at: Some(self.recovered_at), ..held });
             }
             (Plan::Resume { from, .. }, Some(held)) if from == held.range.next() => {
                 State::Commit { next: from, then: After::Read }
@@ -309,7 +309,8 @@ impl Machine {
                 "{rows} events of the offsets {range} are stored and not counted, while the log has {new_events} new \
                  events there"
             ))),
-            _ => self.state = State::Claim(held),
+            // Whoever claims a range begins with its first token.
+            _ => self.state = State::Claim(Held { again: 0, ..held }),
         }
     }
 

@@ -20,11 +20,36 @@ use crate::kinds::Kind;
 /// The table.
 pub const TABLE: &str = "rejected_records";
 /// A range ends when it has so many, or so many bytes of them: what is held of them at once is this and one record more.
-pub const RECORDS_MAX: usize = 10_000;
+const RECORDS_MAX: usize = 10_000;
 /// See [`RECORDS_MAX`].
-pub const BYTES_MAX: usize = 32 << 20;
+const BYTES_MAX: usize = 32 << 20;
 /// The last instant that is kept as it was found, in milliseconds since 1970: whoever writes into the topic can claim any.
 const TIMESTAMP_MS_MAX: i64 = 4_133_980_800_000;
+
+/// What a range passes over.
+#[derive(Default)]
+pub struct PassedOver {
+    records: Vec<Rejected>,
+    bytes: usize,
+}
+
+impl PassedOver {
+    /// Adds a record, where there is one.
+    pub fn push(&mut self, record: Option<Rejected>) {
+        self.bytes += record.as_ref().map_or(0, Rejected::bytes);
+        self.records.extend(record);
+    }
+
+    /// Whether the range has to end.
+    pub fn is_full(&self) -> bool {
+        self.records.len() >= RECORDS_MAX || self.bytes >= BYTES_MAX
+    }
+
+    /// In the order of the log.
+    pub fn into_records(self) -> Vec<Rejected> {
+        self.records
+    }
+}
 
 /// Encodes what was set aside of a partition.
 pub fn encode<K: Kind>(rejected: &[Rejected], generation: u32, partition: u32) -> Result<Encoded, ArrowError> {

@@ -12,10 +12,11 @@ use super::WriterObserver;
 use super::block::{Block, BlockBuilder};
 use super::claim::Range;
 use super::decode::{Decoded, Rejected, decode};
-use super::rejected;
+use super::load::{StoredKeys, add_stored};
+use super::rejected::PassedOver;
 use super::seen::SeenKeys;
 use crate::config::limits::RANGE_BYTES_MAX;
-use crate::kinds::{Key, Kind, partition_of};
+use crate::kinds::Kind;
 use crate::log::consume::{Polled, Reader};
 use crate::store::{Store, StoreError};
 
@@ -25,8 +26,6 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(200);
 /// A range that begins no more than so many offsets ahead is reached by reading on: going there takes about as long.
 const READ_ON_MAX: i64 = 1_000;
-/// Keys that are added at once.
-const TOGETHER: usize = 1 << 14;
 
 /// Why it cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -73,21 +72,8 @@ pub fn stored_keys<K: Kind>(
     partitions: u32,
 ) -> Result<SeenKeys, StoreError> {
     let mut seen = SeenKeys::new(K::KEY_LANES);
-    let mut keys: Vec<Key> = Vec::with_capacity(TOGETHER);
-    let mut add = |keys: &mut Vec<Key>| {
-        seen.insert_all(keys.len(), |row| Some(keys[row]));
-        keys.clear();
-    };
-    runtime.block_on(store.stored_keys::<K>(generation, partition, None, i64::MAX, |key, of_this_log| {
-        if key.lane < K::KEY_LANES && (of_this_log || partition_of(&key.id, partitions) == partition) {
-            keys.push(key);
-        }
-        if keys.len() == TOGETHER {
-            add(&mut keys);
-        }
-        true
-    }))?;
-    add(&mut keys);
+    let all = StoredKeys { generation, partition, partitions, from: None, below: i64::MAX };
+    add_stored::<K>(store, runtime, all, &mut seen, || true)?;
     Ok(seen)
 }
 
@@ -118,8 +104,7 @@ impl<'r, K: Kind> Rereader<'r, K> {
         mut take: impl FnMut(Missing<K>) -> Result<(), E>,
     ) -> Result<(), E> {
         self.go_to(range.first)?;
-        let (mut first, mut builder, mut rejected) = (range.first, BlockBuilder::<K>::new(), Vec::new());
-        let mut rejected_bytes = 0;
+        let (mut first, mut builder, mut passed_over) = (range.first, BlockBuilder::<K>::new(), PassedOver::default());
         loop {
             let record = self.next_record(range.last)?;
             let Some(record) = record.filter(|record| record.offset <= range.last) else { break };
@@ -128,19 +113,21 @@ impl<'r, K: Kind> Rereader<'r, K> {
             }
             let full = builder.events() > 0 && builder.events() + record.events() > self.events_max
                 || builder.bytes() as u64 >= RANGE_BYTES_MAX
-                || rejected.len() >= rejected::RECORDS_MAX
-                || rejected_bytes >= rejected::BYTES_MAX;
+                || passed_over.is_full();
             if full {
                 let block = std::mem::take(&mut builder).finish();
                 let range = Range { first, last: record.offset - 1 };
-                take(Missing { range, block, rejected: std::mem::take(&mut rejected) })?;
-                (first, rejected_bytes) = (record.offset, 0);
+                take(Missing { range, block, rejected: std::mem::take(&mut passed_over).into_records() })?;
+                first = record.offset;
             }
             builder.push(record.offset, record.timestamp_ms, &record.columns, seen);
-            rejected_bytes += record.rejected.as_ref().map_or(0, Rejected::bytes);
-            rejected.extend(record.rejected);
+            passed_over.push(record.rejected);
         }
-        take(Missing { range: Range { first, last: range.last }, block: builder.finish(), rejected })
+        take(Missing {
+            range: Range { first, last: range.last },
+            block: builder.finish(),
+            rejected: passed_over.into_records(),
+        })
     }
 
     fn go_to(&mut self, offset: i64) -> Result<(), RereadError> {

@@ -85,12 +85,12 @@ impl Repair<'_> {
         self.writers_are_stopped()?;
         let stopped = Instant::now();
         self.recognise::<K>()?;
-        if self.look::<K>()?.values().all(|known| known.damage().is_none()) {
+        let known = self.look::<K>()?;
+        if known.values().all(|known| known.damage().is_none()) {
             (self.say)("nothing is missing".to_owned());
             return self.complaints::<K>();
         }
         if self.dry_run {
-            let known = self.look::<K>()?;
             return self.fill_gaps::<K>(&known, None);
         }
         self.let_late_inserts_arrive(stopped);
