@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 
-use millrace::accept::{AcceptOptions, Acceptor, LogRejects};
+use millrace::accept::{AcceptOptions, Acceptor, LogRejects, Way};
 use millrace::exchange::{Endpoint, Head};
 use millrace::flow::Chunk;
 use millrace::kinds::captcha::{Captcha, CaptchaColumns, CaptchaEvent, CaptchaType};
@@ -95,7 +95,7 @@ fn accept(criterion: &mut Criterion) {
     let acceptor = Acceptor::new(
         Arc::new(Captcha),
         AcceptOptions::new(PARTITIONS),
-        Box::new(|| Ok(())),
+        Box::new(|| Ok(Way::Log)),
         Arc::new(sink),
         Arc::new(LogRejects::default()),
         Arc::new(()),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::kinds::MIGRATIONS;
 
-const ACCEPTING: [&str; 3] = ["door", "accept", "batch"];
+const ACCEPTING: [&str; 4] = ["door", "accept", "batch", "spool"];
 const STORING: [&str; 2] = ["writer", "store"];
 const OTHER_STAGES: [&str; 5] = ["log", "report", "observe", "run", "cli"];
 

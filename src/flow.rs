@@ -87,6 +87,11 @@ impl Ack {
         !self.failed.load(Ordering::Acquire)
     }
 
+    /// How all parts made so far ended, without waiting: `None` while one is open. For who never calls [`Ack::wait`].
+    pub fn settled(&self) -> Option<bool> {
+        (self.parts_open.load(Ordering::Acquire) == 1).then(|| !self.failed.load(Ordering::Acquire))
+    }
+
     fn settle(&self, acknowledged: bool) {
         if !acknowledged {
             self.failed.store(true, Ordering::Release);

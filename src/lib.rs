@@ -5,7 +5,7 @@
 //! client ─▶ door ─▶ accept ─▶ batch ─▶ log::produce ═▶ topic ═▶ log::consume ─▶ writer ─▶ store ═▶ ClickHouse ─▶ report ─▶ door
 //! ```
 //!
-//! Modules stand in the order of the flow. The accepting side (`door`, `accept`, `batch`) and the storing side
+//! Modules stand in the order of the flow. The accepting side (`door`, `accept`, `batch`, `spool`) and the storing side
 //! (`writer`, `store`) never import each other: the Kafka log is their only meeting point. Plain data that crosses from
 //! one stage to the next lives in `exchange` (HTTP) and `flow` (events); `kinds`, `query_string` and `pause` are plain too.
 //! `run` wires all stages and is the only place that names all of them.
@@ -24,6 +24,7 @@ pub mod pause;
 pub mod door;
 pub mod accept;
 pub mod batch;
+pub mod spool;
 pub mod log;
 pub mod writer;
 pub mod store;

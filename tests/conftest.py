@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 from harness import Millrace, OwnClickHouse, OwnKafka, Servers, Space, environment_without_settings, millrace_binary
+from once import Sent
 
 MIGRATE_S = 60
 
@@ -46,6 +47,20 @@ def millrace(request, tmp_path, space):
 def module_millrace(request, tmp_path_factory, module_space):
     """As `millrace`, on the module's space; its processes live until the module's end."""
     yield from _programs(request, tmp_path_factory.mktemp("millrace"), module_space)
+
+
+@pytest.fixture
+def sent():
+    """What the test's clients know of what they sent."""
+    return Sent()
+
+
+@pytest.fixture(scope="module")
+def module_kafka(tmp_path_factory):
+    """A Kafka of the module's own, for tests that stop it and leave it running: its start takes seconds."""
+    own = OwnKafka(tmp_path_factory.mktemp("own-kafka"))
+    yield own.start()
+    own.stop()
 
 
 @pytest.fixture

@@ -5,16 +5,11 @@ import random
 
 import pytest
 from harness import eventually
-from once import SMALL_RANGES, Load, Sent, check_counts, make_events, reckon, run_command, wait_stored
+from once import SMALL_RANGES, Load, check_counts, make_events, reckon, run_command, wait_stored
 
 EVENTS = 3_000
 LOADED = "read the stored keys"
 REFUSED = "the cache of seen keys cannot be used"
-
-
-@pytest.fixture
-def sent():
-    return Sent()
 
 
 @pytest.fixture

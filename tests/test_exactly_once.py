@@ -10,14 +10,9 @@ import signal
 import confluent_kafka
 import pytest
 from harness import eventually
-from once import SMALL_RANGES, Load, Proxy, Sent, check_counts, forget_offsets, make_events, reckon, wait_stored
+from once import SMALL_RANGES, Load, Proxy, check_counts, forget_offsets, make_events, reckon, wait_stored
 
 POINTS = ["before_claim", "after_claim", "after_events", "after_counters", "before_commit"]
-
-
-@pytest.fixture
-def sent():
-    return Sent()
 
 
 @pytest.fixture

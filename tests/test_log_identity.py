@@ -11,11 +11,6 @@ PARTITIONS = 4
 
 
 @pytest.fixture
-def sent():
-    return Sent()
-
-
-@pytest.fixture
 def program(millrace):
     """Starts a `run`."""
 

@@ -8,8 +8,8 @@ import http.client
 import time
 
 import pytest
-from harness import OwnKafka, Servers, Space, eventually
-from once import SMALL_RANGES, Load, Proxy, Sent, make_events, reckon, stored_to
+from harness import Servers, Space, eventually
+from once import SMALL_RANGES, Load, Proxy, make_events, reckon, stored_to
 
 # The door waits for Kafka up to `http.ack_ms_max`; the rest is for a busy machine.
 ANSWER_S_MAX = 6 + 3
@@ -23,32 +23,10 @@ GROWTH_BYTES_MAX = 200 << 20
 
 
 @pytest.fixture
-def sent():
-    return Sent()
-
-
-@pytest.fixture(scope="module")
-def module_kafka(tmp_path_factory):
-    """A Kafka of this module's own: its start takes seconds."""
-    own = OwnKafka(tmp_path_factory.mktemp("own-kafka"))
-    yield own.start()
-    own.stop()
-
-
-@pytest.fixture
 def own_kafka(module_kafka):
     """That Kafka, running when the test begins and when it has ended."""
     yield module_kafka
     module_kafka.resume()
-
-
-@pytest.fixture
-def own_kafka_space(servers, own_kafka):
-    """A space on a Kafka of the test's own and the run's ClickHouse."""
-    named = (servers.clickhouse_url, servers.clickhouse_user, servers.clickhouse_password)
-    own = Space(Servers(own_kafka.brokers, *named))
-    yield own
-    own.store.query(f"DROP DATABASE IF EXISTS `{own.database}`")
 
 
 def resident_bytes(program):

@@ -16,7 +16,7 @@ from pathlib import Path
 import confluent_kafka
 import pytest
 from harness import environment_without_settings, eventually, millrace_binary
-from once import SMALL_RANGES, Sent, check_stored, count, forget_offsets, make_events, read_report, reckon, wait_stored
+from once import SMALL_RANGES, check_stored, count, forget_offsets, make_events, read_report, reckon, wait_stored
 
 # A claim lives 3 s and an insert 2 s, so that a repair waits for 5 s.
 SETTINGS = {
@@ -31,11 +31,6 @@ POINTS = ["read", "events_added", "counted", "swapped"]
 @pytest.fixture
 def space(own_clickhouse_space):
     return own_clickhouse_space
-
-
-@pytest.fixture
-def sent():
-    return Sent()
 
 
 @pytest.fixture

@@ -2,15 +2,10 @@
 
 import pytest
 from harness import eventually
-from once import SMALL_RANGES, Load, Sent, reckon
+from once import SMALL_RANGES, Load, reckon
 
 PARTITIONS = 4
 PROTOCOLS = ["consumer", "classic"]
-
-
-@pytest.fixture
-def sent():
-    return Sent()
 
 
 @pytest.fixture

@@ -6,13 +6,8 @@ tail and records that cannot be read (test_log_identity.py), and forgotten offse
 
 import pytest
 from harness import OwnKafka, Servers, Space, eventually
-from once import SMALL_RANGES, Load, Proxy, Sent, make_events, reckon, run_command, stored_to, wait_stored
+from once import SMALL_RANGES, Load, Proxy, make_events, reckon, run_command, stored_to, wait_stored
 from test_log_identity import PARTITIONS, assert_refused, halted
-
-
-@pytest.fixture
-def sent():
-    return Sent()
 
 
 @pytest.fixture

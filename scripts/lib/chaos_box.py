@@ -76,6 +76,9 @@ class Program:
         # Keys on disk and keys in memory, both.
         if self.role == "writer" and self.number != 0:
             environment["MILLRACE_WRITER_CACHE_DIR"] = str(self.box.home / "cache" / str(self.number))
+        # Events wait on disk while Kafka is away, or are refused, both.
+        if self.spools():
+            environment["MILLRACE_SPOOL_DIR"] = str(self.box.home / "spool" / str(self.number))
         if clock:
             environment |= {
                 "LD_PRELOAD": str(self.box.faketime),
@@ -86,6 +89,15 @@ class Program:
         command = [self.box.binary, {"server": "serve", "writer": "write"}[self.role]]
         self.process.start(command, log=self.log, env=environment, dies_with_parent=True)
         self.wanted = True
+
+    def spools(self):
+        return self.role == "server" and self.number != 0
+
+    def spooled_bytes(self):
+        """How much waits in its spool."""
+        _, text = get(self.port, "/metrics", timeout_s=10)
+        samples = (line.rpartition(" ") for line in text.splitlines() if line.startswith("millrace_spool_bytes{"))
+        return sum(int(value) for _, _, value in samples)
 
     def is_running(self):
         return self.process.pid is not None

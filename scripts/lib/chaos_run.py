@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 
 import chaos_faults
-from chaos_box import get
+from chaos_box import Program, get
 from chaos_events import KINDS, Ledger
 from chaos_load import Load
 from chaos_oracle import judge
@@ -161,6 +161,7 @@ class Run:
         self.load.stop()
         self.box.heal()
         self.box.wait_ready()
+        self._empty_spools()
         # What servers still hold of requests whose clients are gone is in the log when they have ended.
         self.box.end_programs(self.box.servers)
         began = time.monotonic()
@@ -172,6 +173,15 @@ class Run:
         self.drained_s = time.monotonic() - began
         # No insert can come late any more.
         self.box.end_programs(self.box.programs)
+
+    def _empty_spools(self):
+        end = time.monotonic() + DRAIN_S_MAX
+        for server in filter(Program.spools, self.box.servers):
+            while held := server.spooled_bytes():
+                if time.monotonic() > end:
+                    self.box.problems.append(f"{held} bytes are left in the spool of {server.name}")
+                    break
+                time.sleep(0.05)
 
     def judge(self):
         """The oracle's word, and that of `millrace verify`, on what is stored."""

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use simd_json::tape;
+use uuid::Uuid;
 
 use crate::exchange::{Answer, Endpoint, Fault, Head};
 use crate::flow::{Ack, Chunk, Sink};
@@ -73,15 +74,26 @@ const LARGE_BODY_BYTES: usize = 64 << 10;
 /// What an event takes of a large body, about: few are shorter, and longer ones leave room unused, and untouched.
 const EVENT_TEXT_BYTES: usize = 128;
 
-/// Whether there is room for another request, asked before its body is read.
-pub type Overload = Box<dyn Fn() -> Result<(), Fault> + Send + Sync>;
+/// Where the events of a request go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Straight to the log.
+    Log,
+    /// To the spool, which may send them on more than once: each needs a key, and one without is given one.
+    Spool,
+}
+
+/// Where another request's events would go, or why there is no room for them; asked before its body is read, and after.
+pub type Room = Box<dyn Fn() -> Result<Way, Fault> + Send + Sync>;
 
 /// The accepting endpoint of one kind.
 pub struct Acceptor<K: Kind> {
     kind: Arc<K>,
     options: AcceptOptions,
-    overload: Overload,
+    room: Room,
     sink: Arc<dyn Sink<K::Columns>>,
+    /// Takes what goes by [`Way::Spool`].
+    spool: Option<Arc<dyn Sink<K::Columns>>>,
     rejects: Arc<dyn RejectSink>,
     observer: Arc<dyn AcceptObserver>,
     parsers: Parsers,
@@ -96,13 +108,38 @@ impl<K: Kind> Acceptor<K> {
     pub fn new(
         kind: Arc<K>,
         options: AcceptOptions,
-        overload: Overload,
+        room: Room,
         sink: Arc<dyn Sink<K::Columns>>,
         rejects: Arc<dyn RejectSink>,
         observer: Arc<dyn AcceptObserver>,
     ) -> Acceptor<K> {
         assert!(options.partitions > 0, "a log has at least one partition");
-        Acceptor { kind, options, overload, sink, rejects, observer, parsers: Parsers::default() }
+        Acceptor { kind, options, room, sink, spool: None, rejects, observer, parsers: Parsers::default() }
+    }
+
+    /// With a spool, to which `room` may send requests.
+    #[must_use]
+    pub fn with_spool(mut self, spool: Arc<dyn Sink<K::Columns>>) -> Acceptor<K> {
+        self.spool = Some(spool);
+        self
+    }
+
+    /// How many partitions the log has.
+    pub fn partitions(&self) -> u32 {
+        self.options.partitions
+    }
+
+    fn has_room(&self) -> Result<(), Fault> {
+        (self.room)().map(drop)
+    }
+
+    /// Where a request's events go whose body was read. When there is no room any more the log's way says so.
+    fn way(&self) -> Way {
+        (self.room)().ok().filter(|_| self.spool.is_some()).unwrap_or(Way::Log)
+    }
+
+    fn sink(&self, way: Way) -> &dyn Sink<K::Columns> {
+        self.spool.as_ref().filter(|_| way == Way::Spool).unwrap_or(&self.sink).as_ref()
     }
 
     /// Takes a body apart.
@@ -120,9 +157,9 @@ impl<K: Kind> Acceptor<K> {
 
     /// Stores what was taken in; only then are the events counted as accepted or rejected.
     fn settle(&self, intake: Intake<'_, K>) -> Result<Tally, Fault> {
-        let Intake { tally, partitions, .. } = intake;
+        let Intake { tally, partitions, way, .. } = intake;
         if tally.accepted() > 0 {
-            self.store(partitions)?;
+            self.store(self.sink(way), partitions)?;
         }
         self.observer.accepted(tally.accepted());
         for (code, events) in tally.by_code() {
@@ -132,7 +169,7 @@ impl<K: Kind> Acceptor<K> {
     }
 
     /// Hands the events over and waits until the log has acknowledged all of them.
-    fn store(&self, partitions: Vec<K::Columns>) -> Result<(), Fault> {
+    fn store(&self, sink: &dyn Sink<K::Columns>, partitions: Vec<K::Columns>) -> Result<(), Fault> {
         let unavailable = |message: &'static str| {
             self.observer.unavailable();
             Fault::Unavailable { message: message.into(), retry_after_s: self.options.retry_after_s }
@@ -144,7 +181,7 @@ impl<K: Kind> Acceptor<K> {
             }
             // A chunk that comes back is dropped; those already handed over are stored, and found to be duplicates when
             // the request is sent again.
-            if self.sink.put(partition, Chunk { columns, ack: ack.part() }).is_err() {
+            if sink.put(partition, Chunk { columns, ack: ack.part() }).is_err() {
                 return Err(unavailable("too many events are waiting for the log: send the request again"));
             }
         }
@@ -160,7 +197,7 @@ impl<K: Kind> Endpoint for Acceptor<K> {
     fn admit(&self, head: &Head<'_>) -> Result<(), Fault> {
         media::check(head.content_type)?;
         query_string::none(head.query).map_err(Fault::BadParameter)?;
-        (self.overload)()
+        self.has_room()
     }
 
     fn takes_coded_bodies(&self) -> bool {
@@ -177,6 +214,7 @@ impl<K: Kind> Endpoint for Acceptor<K> {
 struct Intake<'a, K: Kind> {
     acceptor: &'a Acceptor<K>,
     rules: K::Rules,
+    way: Way,
     request: Request,
     peer: SocketAddr,
     /// One for each partition, in order.
@@ -188,10 +226,16 @@ impl<'a, K: Kind> Intake<'a, K> {
     fn new(acceptor: &'a Acceptor<K>, head: &Head<'_>) -> Self {
         let partitions =
             std::iter::repeat_with(K::Columns::default).take(acceptor.options.partitions as usize).collect();
+        let way = acceptor.way();
+        let key_maker = match (head.idempotency_key, way) {
+            (None, Way::Spool) => Some(KeyMaker::new(&Uuid::new_v4().to_string())),
+            (key, _) => key.map(KeyMaker::new),
+        };
         Intake {
             acceptor,
             rules: acceptor.kind.rules(),
-            request: Request { received_us: now_us(), key_maker: head.idempotency_key.map(KeyMaker::new) },
+            way,
+            request: Request { received_us: now_us(), key_maker },
             peer: head.peer,
             partitions,
             tally: Tally::default(),

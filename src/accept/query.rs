@@ -12,7 +12,7 @@ impl<K: QueryEvents> Acceptor<K> {
     /// What needs no body to be refused.
     pub fn admit_query(&self, head: &Head<'_>) -> Result<(), Fault> {
         no_body(head)?;
-        (self.overload)()
+        self.has_room()
     }
 
     /// 204 once the log has acknowledged the event, 400 when the query is none.

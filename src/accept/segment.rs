@@ -11,7 +11,7 @@ impl<K: Kind> Acceptor<K> {
     pub fn admit_segment(&self, head: &Head<'_>) -> Result<(), Fault> {
         query::no_body(head)?;
         query_string::none(head.query).map_err(Fault::BadParameter)?;
-        (self.overload)()
+        self.has_room()
     }
 
     /// Answers as [`Acceptor`] does for a body that holds what the path's last segment holds: one event, no more.

@@ -64,8 +64,14 @@ struct Bench {
 fn with_sink(sink: impl Sink<CaptchaColumns>) -> Bench {
     let counts = Arc::new(Counts::default());
     let options = AcceptOptions { ack_timeout: Duration::from_millis(300), ..AcceptOptions::new(PARTITIONS) };
-    let acceptor =
-        Acceptor::new(Arc::new(Captcha), options, Box::new(|| Ok(())), Arc::new(sink), counts.clone(), counts.clone());
+    let acceptor = Acceptor::new(
+        Arc::new(Captcha),
+        options,
+        Box::new(|| Ok(Way::Log)),
+        Arc::new(sink),
+        counts.clone(),
+        counts.clone(),
+    );
     Bench { acceptor, counts }
 }
 
@@ -288,7 +294,7 @@ fn is_asked_before_the_body() {
     assert_eq!(status(bench.acceptor.admit(&Head { content_type: Some("text/plain"), ..head() })), 415);
     assert!(bench.acceptor.takes_coded_bodies());
     assert_eq!(status(bench.acceptor.admit(&Head { query: Some("x=1"), ..head() })), 400);
-    bench.acceptor.overload = Box::new(|| Err(Fault::Unavailable { message: "full".into(), retry_after_s: 2 }));
+    bench.acceptor.room = Box::new(|| Err(Fault::Unavailable { message: "full".into(), retry_after_s: 2 }));
     assert_eq!(status(bench.acceptor.admit(&head())), 503);
 }
 
@@ -318,4 +324,42 @@ fn works_in_a_coroutine_and_yields() {
         assert_eq!(worker.join().unwrap(), 202);
     }
     assert_eq!(stored.lock().unwrap().values().map(Columns::len).sum::<usize>(), 80_000);
+}
+
+/// What is spooled can come to the log twice, so it needs something to be recognised by.
+#[test]
+#[expect(clippy::result_large_err, reason = "a sink gives back the chunk that it does not take")]
+fn what_goes_to_the_spool_has_a_key() {
+    use crate::kinds::hit::{Hit, HitColumns};
+    type Found = Vec<(Way, Option<[u8; 16]>)>;
+    let found: Arc<Mutex<Found>> = Arc::default();
+    let sink = |way: Way| {
+        let found = found.clone();
+        Arc::new(move |_: u32, Chunk { columns, ack }: Chunk<HitColumns>| {
+            let keys = (0..columns.len()).map(|row| (way, Hit::key(&columns, row).map(|key| key.id)));
+            found.lock().unwrap().extend(keys);
+            ack.settle(true);
+            Ok(())
+        })
+    };
+    let counts = Arc::new(Counts::default());
+    let take = |way: Way, idempotency_key: Option<&'static str>| {
+        let room = Box::new(move || Ok(way));
+        let options = AcceptOptions::new(PARTITIONS);
+        let acceptor = Acceptor::new(Arc::new(Hit), options, room, sink(Way::Log), counts.clone(), counts.clone());
+        let mut body = br#"{"user":"u","timestamp":1,"action":"click"}"#.repeat(2);
+        let head = Head { idempotency_key, ..head() };
+        let answer = acceptor.with_spool(sink(Way::Spool)).answer(&head, &mut body);
+        assert_eq!(answer.status, 202, "{}", String::from_utf8_lossy(&answer.body));
+        std::mem::take(&mut *found.lock().unwrap())
+    };
+    assert_eq!(take(Way::Log, None), [(Way::Log, None); 2]);
+    let mut spooled = [take(Way::Spool, None), take(Way::Spool, None)].concat();
+    assert!(spooled.iter().all(|(way, key)| *way == Way::Spool && key.is_some()));
+    spooled.sort_by_key(|(_, key)| *key);
+    spooled.dedup();
+    assert_eq!(spooled.len(), 4);
+    // A key of the client's own is the same by both ways.
+    let keys = |found: Found| found.into_iter().map(|(_, key)| key).collect::<Vec<_>>();
+    assert_eq!(keys(take(Way::Log, Some("a"))), keys(take(Way::Spool, Some("a"))));
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{FAILED, block_on, out};
+use super::{FAILED, block_on, folders, out};
 use crate::config::{Config, Loaded, limits, show};
 use crate::kinds::{Kind, KindVisitor, MIGRATIONS, visit_all};
 use crate::log::topics::{Admin, Topic, TopicError, too_narrow};
@@ -28,7 +28,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 #[command(after_long_help = "\
 Examples:
   millrace check
-  millrace check --offline        the configuration, the address, descriptors
+  millrace check --offline        the configuration, the address, descriptors, folders
   millrace check --show-config    the settings in effect, where each came from
 
 Exit codes: 0 all is well (warnings included), 1 something failed,
@@ -43,7 +43,7 @@ pub struct Check {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     Ok,
     Warn,
     Fail,
@@ -51,7 +51,7 @@ enum State {
 
 /// One line of the answer.
 #[derive(Debug)]
-struct Finding {
+pub(super) struct Finding {
     state: State,
     what: &'static str,
     text: String,
@@ -86,6 +86,7 @@ impl Check {
         let mut kinds = Kinds { config: &loaded.config, found: Vec::new() };
         let Ok(()) = visit_all(&mut kinds);
         kinds.found.into_iter().for_each(&mut tell);
+        folders::look(&loaded.config).into_iter().for_each(&mut tell);
         if !self.offline {
             kafka(&loaded.config).into_iter().for_each(&mut tell);
             clickhouse(&loaded.config).into_iter().for_each(&mut tell);
@@ -94,7 +95,7 @@ impl Check {
     }
 }
 
-fn finding(state: State, what: &'static str, text: impl Into<String>) -> Finding {
+pub(super) fn finding(state: State, what: &'static str, text: impl Into<String>) -> Finding {
     Finding { state, what, text: text.into() }
 }
 
@@ -182,7 +183,11 @@ impl KindVisitor for Kinds<'_> {
 
 fn kafka(config: &Config) -> Vec<Finding> {
     let away = |error: TopicError| {
-        vec![finding(State::Fail, "kafka", format!("{error}: start it, or set kafka.brokers and kafka.options"))]
+        let text = format!("{error}: start it, or set kafka.brokers and kafka.options");
+        match &config.spool.dir {
+            Some(_) => vec![finding(State::Warn, "kafka", format!("{text}; meanwhile events go to the spool"))],
+            None => vec![finding(State::Fail, "kafka", text)],
+        }
     };
     let admin = match Admin::new(&config.kafka) {
         Ok(admin) => admin,

@@ -4,6 +4,7 @@
 //! 130 or 143 after a second SIGINT or SIGTERM.
 
 mod check;
+mod folders;
 mod migrate;
 pub mod out;
 mod paths;

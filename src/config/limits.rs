@@ -66,6 +66,9 @@ pub const DELIVERY_MS: RangeInclusive<u64> = 500..=55_000;
 /// Between a delivery that failed and the answer that says so lie the delivery report, the wake-up and the writing.
 pub const ACK_MARGIN_MS: u64 = 500;
 
+/// The spool's segments, of all kinds: from a few segments of 16 MiB on.
+pub const SPOOL_BYTES: RangeInclusive<u64> = 64 * MIB..=16 * 1024 * GIB;
+
 /// One insert, from its first byte to the server's answer.
 pub const INSERT_MS: RangeInclusive<u64> = 1_000..=300_000;
 /// One query of a report.

@@ -33,6 +33,8 @@ pub struct Config {
     pub clickhouse: ClickHouse,
     /// What moves events from the log to the store.
     pub writer: Writer,
+    /// What takes events while the log is away.
+    pub spool: Spool,
     /// Events of the kind `interaction`.
     pub interaction: Interaction,
     /// What the program says.
@@ -248,6 +250,21 @@ impl Default for Writer {
             backoff_ms_max: 5_000,
             cache_dir: None,
         }
+    }
+}
+
+/// Settings of the spool, which takes events while Kafka is away.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spool {
+    /// Its folder; `None` for no spool.
+    pub dir: Option<PathBuf>,
+    /// The most that may lie in it.
+    pub bytes_max: u64,
+}
+
+impl Default for Spool {
+    fn default() -> Spool {
+        Spool { dir: None, bytes_max: 4 * limits::GIB }
     }
 }
 

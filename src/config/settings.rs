@@ -201,6 +201,8 @@ pub const SETTINGS: &[Setting] = &[
         Optional(Folder),
         "folder that keeps the stored keys over a restart; \"\" for keeping them in memory alone"
     ),
+    setting!(spool.dir, Optional(Folder), "folder that takes events while Kafka is away; \"\" for answering 503 then"),
+    setting!(spool.bytes_max, Whole(limits::SPOOL_BYTES, "bytes"), "most that may lie in the spool"),
     setting!(interaction.schemas, Optional(Folder), "folder of CATEGORY.NAME.json; \"\" for the built-in types"),
     setting!(interaction.unknown_types, UNKNOWN_TYPES, "what becomes of an event whose type has no schema"),
     setting!(

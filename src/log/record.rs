@@ -14,11 +14,11 @@ use crate::kinds::{BadRecord, Columns, Kind};
 /// The bytes around the columns of a record, at most: schema, batch header, end mark and padding.
 const FRAMING_BYTES: usize = 2048;
 
-/// The headers of every record of a kind.
-pub fn headers<K: Kind>() -> OwnedHeaders {
+/// The headers of a record of a kind, of this version of its schema.
+pub fn headers<K: Kind>(schema: u16) -> OwnedHeaders {
     OwnedHeaders::new_with_capacity(2)
         .insert(Header { key: "kind", value: Some(K::NAME) })
-        .insert(Header { key: "schema", value: Some(&K::SCHEMA_VERSION.to_string()) })
+        .insert(Header { key: "schema", value: Some(&schema.to_string()) })
 }
 
 /// The value of a record that carries these events.

@@ -102,6 +102,10 @@ pub struct Metrics {
     batch_events: Histograms<KindLabels>,
     produce_seconds: Histograms<KindLabels>,
     produce_failures: Family<KindLabels, Counter>,
+    spool_bytes: Family<KindLabels, Gauge>,
+    spooled: Family<KindLabels, Counter>,
+    sent_on: Family<KindLabels, Counter>,
+    spool_damaged_bytes: Family<KindLabels, Counter>,
     range_events: Histograms<KindLabels>,
     report_seconds: Histograms<KindLabels>,
     report_failures: Family<KindLabels, Counter>,
@@ -130,6 +134,10 @@ impl Metrics {
             batch_events: Family::new_with_constructor(events),
             produce_seconds: Family::new_with_constructor(seconds),
             produce_failures: Family::default(),
+            spool_bytes: Family::default(),
+            spooled: Family::default(),
+            sent_on: Family::default(),
+            spool_damaged_bytes: Family::default(),
             range_events: Family::new_with_constructor(events),
             report_seconds: Family::new_with_constructor(store_seconds),
             report_failures: Family::default(),
@@ -168,6 +176,14 @@ impl Metrics {
         registry.register("produce_duration_seconds", help, self.produce_seconds.clone());
         let help = "Records that were not acknowledged";
         registry.register("produce_failures", help, self.produce_failures.clone());
+        let help = "Bytes on the spool's disk that Kafka has not acknowledged";
+        registry.register("spool_bytes", help, self.spool_bytes.clone());
+        let help = "Events brought to the spool's disk";
+        registry.register("spool_events_written", help, self.spooled.clone());
+        let help = "Events of the spool that Kafka acknowledged, those sent again after a restart included";
+        registry.register("spool_events_sent", help, self.sent_on.clone());
+        let help = "Bytes of acknowledged events that the spool's disk did not give back";
+        registry.register("spool_damaged_bytes", help, self.spool_damaged_bytes.clone());
         registry.register("range_events", "Events stored by one insert", self.range_events.clone());
         registry.register("report_duration_seconds", "Time of a report's query", self.report_seconds.clone());
         registry.register("report_failures", "Report queries that failed", self.report_failures.clone());
@@ -215,6 +231,17 @@ impl Metrics {
             range_events: self.range_events.get_or_create_owned(&labels),
             report_seconds: self.report_seconds.get_or_create_owned(&labels),
             report_failures: self.report_failures.get_or_create_owned(&labels),
+        }
+    }
+
+    /// The handles of a kind's spool.
+    pub fn spool(&self, kind: &'static str) -> SpoolMetrics {
+        let labels = KindLabels { kind };
+        SpoolMetrics {
+            bytes: self.spool_bytes.get_or_create_owned(&labels),
+            spooled: self.spooled.get_or_create_owned(&labels),
+            sent_on: self.sent_on.get_or_create_owned(&labels),
+            damaged_bytes: self.spool_damaged_bytes.get_or_create_owned(&labels),
         }
     }
 
@@ -310,6 +337,19 @@ impl KindMetrics {
     pub fn rejected(&self, code: &'static str, events: u64) {
         self.rejected.get_or_create_owned(&CodeLabels { kind: self.kind, code }).inc_by(events);
     }
+}
+
+/// One kind's spool.
+#[derive(Debug, Clone)]
+pub struct SpoolMetrics {
+    /// On the disk, not acknowledged by the log.
+    pub bytes: Gauge,
+    /// Events brought to the disk.
+    pub spooled: Counter,
+    /// Events of it that the log acknowledged.
+    pub sent_on: Counter,
+    /// What the disk did not give back.
+    pub damaged_bytes: Counter,
 }
 
 /// One table.

@@ -7,91 +7,40 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::recognise::{Unknown, recognise};
-use super::{Program, RunError};
+use super::ways::{Inlets, RETRY_AFTER_S, Ways, unavailable};
+use super::{Program, RunError, spooling};
 use crate::accept::{AcceptObserver, AcceptOptions, Acceptor, LogRejects};
 use crate::batch::{self, Batch, Inlet, Options};
 use crate::config::limits;
 use crate::exchange::{Answer, Endpoint, Fault, Head, last_segment};
-use crate::flow::{Chunk, Sink};
 use crate::kinds::{Columns, Kind, QueryEvents};
 use crate::log::produce::{DeliveryObserver, Producer, Record};
 use crate::log::record;
 use crate::log::topic::Inspector;
-use crate::observe::health::{Condition, Duty};
+use crate::observe::health::{Condition, Duty, Health};
 use crate::observe::metrics::KindMetrics;
+use crate::spool::Folder;
 
 /// The pause before Kafka is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// The pause that a client is asked to make.
-const RETRY_AFTER_S: u16 = 1;
 
 /// The way in for events of one kind, which answers 503 until the log is known.
 pub struct Intake<K: Kind> {
     kind: Arc<K>,
     acceptor: OnceLock<Acceptor<K>>,
-    lanes: Arc<Lanes>,
-    /// Whether Kafka was there when it was last asked.
-    answers: Arc<AtomicBool>,
+    ways: Arc<Ways>,
 }
 
 impl<K: Kind> Intake<K> {
     /// Waits until everything handed to Kafka is settled.
     pub fn flush(&self, timeout: Duration) -> bool {
-        self.lanes.flush(timeout)
+        self.ways.flush(timeout)
     }
 
     fn acceptor(&self) -> Result<&Acceptor<K>, Fault> {
         self.acceptor
             .get()
             .ok_or_else(|| unavailable("the log is not open yet, /health/ready says why: nothing can be accepted"))
-    }
-}
-
-/// A chunk with fewer events, and fewer bytes, than this goes the way of the few.
-const FEW_EVENTS: usize = 64;
-const FEW_BYTES: usize = 64 << 10;
-
-/// The two ways into the log, each with a connection of its own. Kafka answers a connection's requests one after the other,
-/// so on a common one a single event would wait behind megabytes of a file that is being sent.
-struct Lanes {
-    few: Arc<Producer>,
-    many: Arc<Producer>,
-}
-
-impl Lanes {
-    fn each(&self) -> [&Producer; 2] {
-        [&self.few, &self.many]
-    }
-
-    fn acknowledged(&self) -> u64 {
-        self.each().map(Producer::acknowledged).iter().sum()
-    }
-
-    fn is_stalled(&self) -> bool {
-        self.each().into_iter().any(Producer::is_stalled)
-    }
-
-    /// See [`Producer::keep`].
-    fn keep(&self) {
-        self.each().into_iter().for_each(Producer::keep);
-    }
-
-    fn flush(&self, timeout: Duration) -> bool {
-        let deadline = Instant::now() + timeout;
-        self.each().map(|lane| lane.flush(deadline.saturating_duration_since(Instant::now()))) == [true; 2]
-    }
-}
-
-/// Puts each chunk into its lane's batcher.
-struct Inlets<C> {
-    few: Inlet<C>,
-    many: Inlet<C>,
-}
-
-impl<C: Columns> Sink<C> for Inlets<C> {
-    fn put(&self, partition: u32, chunk: Chunk<C>) -> Result<(), Chunk<C>> {
-        let is_few = chunk.columns.len() < FEW_EVENTS && chunk.columns.bytes() < FEW_BYTES;
-        if is_few { self.few.put(partition, chunk) } else { self.many.put(partition, chunk) }
     }
 }
 
@@ -139,84 +88,166 @@ impl<K: QueryEvents> Endpoint for Queries<K> {
     }
 }
 
-fn unavailable(message: &'static str) -> Fault {
-    Fault::Unavailable { message: message.into(), retry_after_s: RETRY_AFTER_S }
-}
-
 /// The intake of a kind; it opens in the background, once the log is known.
 pub fn open_intake<K: Kind>(program: &Arc<Program>, kind: Arc<K>, topic: &str) -> Result<Arc<Intake<K>>, RunError> {
     let producer = || {
         let observer = Deliveries(program.metrics.kind(K::NAME));
         Producer::new(&program.log_options, Box::new(observer)).map(Arc::new)
     };
-    let lanes = Arc::new(Lanes { few: producer()?, many: producer()? });
-    let intake = Arc::new(Intake { kind, acceptor: OnceLock::new(), lanes, answers: Arc::default() });
-    let condition =
-        program.health.condition(format!("{} intake", K::NAME), &[Duty::Accept], "Kafka was not reached yet");
-    let (program, topic, opening) = (program.clone(), topic.to_owned(), intake.clone());
+    let spool = program.spool.as_ref().map(|root| root.folder(K::NAME, topic)).transpose()?;
+    let ways = Arc::new(Ways {
+        few: producer()?,
+        many: producer()?,
+        spooled: spool.as_ref().map(|_| producer()).transpose()?,
+        spool: OnceLock::new(),
+        answers: AtomicBool::default(),
+    });
+    let intake = Arc::new(Intake { kind, acceptor: OnceLock::new(), ways });
+    let conditions = Conditions::new::<K>(&program.health, spool.is_some());
+    let opening = Opening { program: program.clone(), topic: topic.to_owned(), intake: intake.clone(), spool };
     std::thread::Builder::new().name(format!("open-{}", K::NAME)).spawn(move || {
-        if let Err(error) = open_when_known::<K>(&program, &topic, &opening, &condition) {
+        let program = opening.program.clone();
+        if let Err(error) = opening.run(&conditions) {
             program.fail(error);
         }
     })?;
     Ok(intake)
 }
 
-/// Opens the intake, then keeps it and the condition true to whether Kafka takes what it is sent.
-fn open_when_known<K: Kind>(
-    program: &Program,
-    topic: &str,
-    intake: &Intake<K>,
-    condition: &Condition,
-) -> Result<(), RunError> {
-    let inspector = Inspector::new(&program.log_options)?;
-    loop {
-        match partitions::<K>(program, &inspector, topic) {
-            Ok(partitions) => {
-                let start = |name: String, lane: &Arc<Producer>| {
-                    start_batcher::<K>(program, &name, topic, partitions, lane.clone())
-                };
-                let inlets = Inlets {
-                    few: start(format!("{}-few", K::NAME), &intake.lanes.few)?,
-                    many: start(K::NAME.to_owned(), &intake.lanes.many)?,
-                };
-                intake.answers.store(true, Ordering::Release);
-                // Opened here only.
-                let _ = intake.acceptor.set(acceptor::<K>(program, partitions, inlets, intake));
-                condition.holds();
-                tracing::info!(topic, partitions, "accepting");
-                break;
+/// What the thread needs that opens an intake, and then keeps it true to whether Kafka takes what it is sent.
+struct Opening<K: Kind> {
+    program: Arc<Program>,
+    topic: String,
+    intake: Arc<Intake<K>>,
+    /// Until the intake is open.
+    spool: Option<Folder>,
+}
+
+impl<K: Kind> Opening<K> {
+    fn run(mut self, conditions: &Conditions) -> Result<(), RunError> {
+        let inspector = Inspector::new(&self.program.log_options)?;
+        // What lies there goes first, so nothing is gained by waiting for Kafka.
+        if self.spool.as_ref().is_some_and(Folder::holds_events) {
+            self.start_as_noted()?;
+            conditions.tell(Err("Kafka was not reached yet".to_owned()), &self.intake.ways);
+        }
+        loop {
+            match partitions::<K>(&self.program, &inspector, &self.topic) {
+                Ok(partitions) => {
+                    self.open(partitions)?;
+                    break;
+                }
+                Err(Unknown::Refused(reason)) => return Err(RunError::LogRefused(reason)),
+                Err(Unknown::NotYet(reason)) => {
+                    self.start_as_noted()?;
+                    conditions.tell(Err(reason), &self.intake.ways);
+                }
             }
-            Err(Unknown::Refused(reason)) => return Err(RunError::LogRefused(reason)),
-            Err(Unknown::NotYet(reason)) => condition.missing(reason),
+            if self.program.shutdown.wait(ASK_AGAIN) {
+                return Ok(());
+            }
         }
-        if program.shutdown.wait(ASK_AGAIN) {
-            return Ok(());
+        let ways = &self.intake.ways;
+        ways.answers.store(true, Ordering::Release);
+        conditions.tell(Ok(()), ways);
+        while !self.program.shutdown.wait(ASK_AGAIN) {
+            ways.keep();
+            let mut asked = ask(&inspector, &self.topic, ways);
+            ways.answers.store(asked.is_ok(), Ordering::Release);
+            if asked.is_ok() && ways.is_stalled() {
+                asked = Err("Kafka does not acknowledge what it is sent".to_owned());
+            }
+            conditions.tell(asked, ways);
+        }
+        Ok(())
+    }
+
+    /// Opens the intake for a log that was found to have so many partitions.
+    fn open(&mut self, partitions: u32) -> Result<(), RunError> {
+        if let Some(acceptor) = self.intake.acceptor.get() {
+            let noted = acceptor.partitions();
+            let other = || RunError::SpoolOfOther { topic: self.topic.clone(), noted, partitions };
+            return if noted == partitions { Ok(()) } else { Err(other()) };
+        }
+        if let Some(folder) = &mut self.spool {
+            folder.note(partitions)?;
+        }
+        self.start(partitions)
+    }
+
+    /// Starts with what the spool's folder says of the log, if it says something.
+    fn start_as_noted(&mut self) -> Result<(), RunError> {
+        self.spool.as_ref().and_then(Folder::partitions).map_or(Ok(()), |partitions| self.start(partitions))
+    }
+
+    /// Starts what takes events for a log of so many partitions.
+    fn start(&mut self, partitions: u32) -> Result<(), RunError> {
+        let (program, topic, ways) = (&self.program, self.topic.as_str(), &self.intake.ways);
+        let inlets = Inlets {
+            few: start_batcher::<K>(program, &format!("{}-few", K::NAME), topic, partitions, ways.few.clone())?,
+            many: start_batcher::<K>(program, K::NAME, topic, partitions, ways.many.clone())?,
+        };
+        let mut acceptor = acceptor::<K>(program, partitions, inlets, &self.intake);
+        if let (Some(folder), Some(producer)) = (self.spool.take(), &ways.spooled) {
+            let options = batch_options(program);
+            let inlet = spooling::start::<K>(program, folder, (topic, partitions), options, (ways, producer))?;
+            acceptor = acceptor.with_spool(Arc::new(inlet));
+        }
+        // Opened here only.
+        let _ = self.intake.acceptor.set(acceptor);
+        tracing::info!(topic, partitions, "accepting");
+        Ok(())
+    }
+}
+
+/// What is told of an intake: whether events are taken, and whether they all reach the log.
+struct Conditions {
+    intake: Condition,
+    spool: Option<Condition>,
+}
+
+impl Conditions {
+    fn new<K: Kind>(health: &Arc<Health>, has_spool: bool) -> Conditions {
+        let named =
+            |name: &str, duties| health.condition(format!("{} {name}", K::NAME), duties, "Kafka was not reached yet");
+        Conditions {
+            intake: named("intake", &[Duty::Accept]),
+            spool: has_spool.then(|| named("spool", &[Duty::Report])),
         }
     }
-    while !program.shutdown.wait(ASK_AGAIN) {
-        intake.lanes.keep();
-        let asked = ask(&inspector, topic, &intake.lanes);
-        intake.answers.store(asked.is_ok(), Ordering::Release);
-        match asked {
-            Err(reason) => condition.missing(reason),
-            Ok(()) if intake.lanes.is_stalled() => condition.missing("Kafka does not acknowledge what it is sent"),
-            Ok(()) => condition.holds(),
+
+    /// Takes what Kafka answered. With a spool that takes events the intake is as good as with Kafka.
+    fn tell(&self, asked: Result<(), String>, ways: &Ways) {
+        let spool = ways.spool.get().map(|spool| (spool.bytes(), spool.refusal()));
+        match (&asked, spool) {
+            (Err(reason), Some((_, Some(refusal)))) => self.intake.missing(format!("{reason}; and {refusal}")),
+            (Err(reason), None) => self.intake.missing(reason.clone()),
+            (Ok(()), _) | (Err(_), Some((_, None))) => self.intake.holds(),
+        }
+        let Some(condition) = &self.spool else { return };
+        match (asked, spool) {
+            (Ok(()), None | Some((0, _))) => condition.holds(),
+            (Ok(()), Some((bytes, _))) => {
+                condition.missing(format!("{bytes} bytes of events are on their way to Kafka"))
+            }
+            (Err(reason), Some((bytes, _))) => {
+                condition.missing(format!("{reason}; {bytes} bytes of events wait on disk"))
+            }
+            (Err(reason), None) => condition.missing(reason),
         }
     }
-    Ok(())
 }
 
 /// Whether Kafka is there. It is asked even when nothing is sent, so that nothing has to wait in vain to find out; what
 /// it acknowledges meanwhile counts more than an answer that is late.
-fn ask(inspector: &Inspector, topic: &str, lanes: &Lanes) -> Result<(), String> {
-    let acknowledged = lanes.acknowledged();
+fn ask(inspector: &Inspector, topic: &str, ways: &Ways) -> Result<(), String> {
+    let acknowledged = ways.acknowledged();
     let reason = match inspector.partitions(topic) {
         Ok(Some(_)) => return Ok(()),
         Ok(None) => format!("there is no topic {topic} in Kafka"),
         Err(error) => error.to_string(),
     };
-    if lanes.acknowledged() > acknowledged { Ok(()) } else { Err(reason) }
+    if ways.acknowledged() > acknowledged { Ok(()) } else { Err(reason) }
 }
 
 /// The accepting stage of a kind.
@@ -233,16 +264,12 @@ fn acceptor<K: Kind>(
         ack_timeout: Duration::from_millis(http.ack_ms_max),
         retry_after_s: RETRY_AFTER_S,
     };
-    let (lanes, answers) = (intake.lanes.clone(), intake.answers.clone());
-    let overload = move || match lanes.is_stalled() || !answers.load(Ordering::Acquire) {
-        true => Err(unavailable("Kafka does not answer at the moment: nothing can be accepted")),
-        false => Ok(()),
-    };
+    let ways = intake.ways.clone();
     let (rejects, observer) = (LogRejects::default(), Accepted(program.metrics.kind(K::NAME)));
     Acceptor::new(
         intake.kind.clone(),
         options,
-        Box::new(overload),
+        Box::new(move || ways.room()),
         Arc::new(inlets),
         Arc::new(rejects),
         Arc::new(observer),
@@ -273,14 +300,9 @@ fn start_batcher<K: Kind>(
     partitions: u32,
     producer: Arc<Producer>,
 ) -> Result<Inlet<K::Columns>, RunError> {
-    let options = Options {
-        events_max: program.config.kafka.batch_events_max as usize,
-        bytes_max: limits::RECORD_COLUMNS_BYTES_MAX as usize,
-        linger: Duration::from_millis(program.config.kafka.linger_ms),
-    };
     let metrics = program.metrics.kind(K::NAME);
     let patience = Duration::from_millis(program.config.kafka.delivery_ms_max);
-    let (topic, headers) = (topic.to_owned(), record::headers::<K>());
+    let (topic, headers) = (topic.to_owned(), record::headers::<K>(K::SCHEMA_VERSION));
     let produce = move |batch: Batch<K::Columns>| {
         let events = batch.columns.len();
         metrics.batch_events.observe(events as f64);
@@ -296,7 +318,15 @@ fn start_batcher<K: Kind>(
         };
         producer.produce(record, Instant::now() + patience);
     };
-    Ok(batch::start(name, partitions, options, produce)?)
+    Ok(batch::start(name, partitions, batch_options(program), produce)?)
+}
+
+fn batch_options(program: &Program) -> Options {
+    Options {
+        events_max: program.config.kafka.batch_events_max as usize,
+        bytes_max: limits::RECORD_COLUMNS_BYTES_MAX as usize,
+        linger: Duration::from_millis(program.config.kafka.linger_ms),
+    }
 }
 
 /// Turns deliveries into metrics.

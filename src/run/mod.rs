@@ -4,7 +4,9 @@ pub mod accepting;
 pub mod recognise;
 pub mod repair;
 mod serving;
+mod spooling;
 pub mod storing;
+mod ways;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -22,6 +24,7 @@ use crate::observe::health::{Duty, Health, Live, Ready};
 use crate::observe::metrics::{Exposition, Metrics, RouteMetrics};
 use crate::observe::systemd;
 use crate::shutdown::{Asked, Shutdown};
+use crate::spool::{self, SpoolError};
 use crate::store::Store;
 use crate::writer;
 use serving::{Paths, Serving};
@@ -53,6 +56,21 @@ pub enum RunError {
     /// A client of Kafka could not be set up: a setting it refuses.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The spool cannot be used.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The log was found to have another number of partitions than the spool was filled for.
+    #[error(
+        "{topic} has {partitions} partitions, and the spool (spool.dir) is for {noted}: where it holds no events start again, else move its folder away, with its events"
+    )]
+    SpoolOfOther {
+        /// The log's topic.
+        topic: String,
+        /// What the spool is for.
+        noted: u32,
+        /// What was found.
+        partitions: u32,
+    },
     /// Listening.
     #[error(
         "cannot listen on {0}: {1}; is another program using it? set http.listen (MILLRACE_HTTP_LISTEN) to a free one"
@@ -79,6 +97,8 @@ pub struct Program {
     pub runtime: Handle,
     /// How to reach Kafka.
     pub log_options: log::Options,
+    /// Takes events while Kafka is away.
+    pub spool: Option<spool::Root>,
     /// How much a writer takes at once.
     pub writer_settings: writer::Settings,
     failure: Mutex<Option<RunError>>,
@@ -121,6 +141,8 @@ pub fn run(config: &Config, roles: Roles, shutdown: Shutdown) -> Result<(), RunE
         .enable_all()
         .thread_name("store")
         .build()?;
+    let spool = config.spool.dir.as_deref().filter(|_| roles.accept);
+    let spool = spool.map(|dir| spool::Root::open(dir, config.spool.bytes_max)).transpose()?;
     let program = Arc::new(Program {
         config: config.clone(),
         metrics: Metrics::new(),
@@ -128,6 +150,7 @@ pub fn run(config: &Config, roles: Roles, shutdown: Shutdown) -> Result<(), RunE
         store: Store::new(&config.clickhouse),
         runtime: runtime.handle().clone(),
         log_options: log_options(config),
+        spool,
         writer_settings: writer_settings(config),
         failure: Mutex::default(),
         shutdown,

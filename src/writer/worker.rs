@@ -27,6 +27,7 @@ use crate::log::consume::Reader;
 use crate::log::group::{Commit, CommitError, Group, Tenure};
 use crate::log::topic::Inspector;
 use crate::log::{LogError, Options};
+use crate::shutdown::kill_itself;
 use crate::store::stored::{counters, events};
 use crate::store::{Store, Verdict};
 
@@ -390,7 +391,6 @@ impl Table {
 /// For the places at which a test ends the process.
 #[cfg_attr(not(feature = "failpoints"), allow(dead_code))]
 fn end_process() -> Outcome {
-    // SAFETY: sends a signal to this very process; touches no memory.
-    unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    kill_itself();
     Outcome::Unknown
 }

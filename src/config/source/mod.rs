@@ -275,12 +275,15 @@ fn read_bounded(path: &Path) -> std::io::Result<String> {
 /// Every value of a table by its dotted key, with where its key stands. A table that holds nothing counts as a value,
 /// so that an unknown one is seen.
 fn flatten(prefix: &str, table: &DeTable<'_>, out: &mut Vec<(String, usize, Raw)>) {
-    const SECTIONS: [&str; 6] = ["http", "kafka", "clickhouse", "writer", "log", "kafka.options"];
+    let is_section = |key: &str| {
+        let within = |setting: &Setting| setting.key.strip_prefix(key).is_some_and(|rest| rest.starts_with('.'));
+        key == "kafka.options" || SETTINGS.iter().any(within)
+    };
     for (name, value) in table {
         let key = if prefix.is_empty() { name.get_ref().to_string() } else { format!("{prefix}.{}", name.get_ref()) };
         match value.get_ref() {
             DeValue::Table(inner) if !inner.is_empty() => flatten(&key, inner, out),
-            DeValue::Table(_) if SECTIONS.contains(&key.as_str()) => {}
+            DeValue::Table(_) if is_section(&key) => {}
             value => out.push((key, name.span().start, raw_of(value))),
         }
     }

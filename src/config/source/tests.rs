@@ -88,6 +88,14 @@ fn unknown_names_are_refused_with_the_nearest() {
 }
 
 #[test]
+fn a_section_may_be_empty() {
+    let sections = SETTINGS.iter().filter_map(|setting| setting.key.split_once('.')).map(|(section, _)| section);
+    for section in sections.chain(["kafka.options"]) {
+        assert!(of_file("none", &format!("[{section}]\n")).is_ok(), "{section}");
+    }
+}
+
+#[test]
 fn wrong_values_say_what_is_allowed() {
     assert_eq!(
         of_file("unit", "[http]\nbody_bytes_max = \"32MiB\"\n").unwrap_err(),

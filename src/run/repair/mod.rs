@@ -24,6 +24,7 @@ use crate::kinds::Kind;
 use crate::log::Options;
 use crate::log::groups::Members;
 use crate::log::topic::Inspector;
+use crate::shutdown::kill_itself;
 use crate::store::Store;
 use crate::store::repair::{NewLedger, Staging};
 use crate::writer::claim::{Committed, LastCommit, Range};
@@ -277,7 +278,6 @@ fn reason(unknown: Unknown) -> String {
 /// For the places at which a test ends the process.
 #[cfg_attr(not(feature = "failpoints"), allow(dead_code))]
 fn end_process() -> Result<(), Box<dyn Error>> {
-    // SAFETY: sends a signal to this very process; touches no memory.
-    unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    kill_itself();
     Ok(())
 }
