@@ -336,7 +336,7 @@ impl<L: Log, O: SpoolObserver> Worker<L, O> {
                 return;
             }
             let Some(handed) = self.handed.pop_front() else { return };
-            self.is_proven = true;
+            self.is_proven |= handed.events > 0;
             self.observer.sent_on(handed.events);
             self.remove(handed);
             if self.disk.bytes() == 0 {
