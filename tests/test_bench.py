@@ -37,7 +37,7 @@ def test_the_table_in_tiny_form(tmp_path):
     for shared in ("software", "venv"):
         (home / shared).symlink_to(harness.settings.var_dir() / shared)
     environment = {**harness.environment_without_settings(), "VAR_DIR": str(home), "BENCH_BINARIES": str(binaries)}
-    command = [harness.REPOSITORY / "scripts" / "bench", "whole", "accepted", "reports", "resent", "--tiny"]
+    command = [harness.REPOSITORY / "scripts" / "bench", "whole", "accepted", "reports", "resent", "recovery", "--tiny"]
     result = tmp_path / "bench.json"
     said = subprocess.run(
         [*command, "--json", result], env=environment, capture_output=True, text=True, timeout=240, check=False
@@ -49,3 +49,6 @@ def test_the_table_in_tiny_form(tmp_path):
         assert f"| {line} |" in said.stdout, said.stdout
     assert lines["whole at 0M: millrace"]["more"]["p99 ms"] > 0
     assert lines["start with its cache at 0M: millrace"]["more"]["seen keys"] > 0
+    recovered = lines["kill -9 of everything: millrace"]["more"]
+    assert 0 < recovered["Kafka up s"] <= recovered["writer at work s"] <= recovered["complete s"] < 60, recovered
+    assert recovered["unread"] > 0

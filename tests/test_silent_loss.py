@@ -145,6 +145,49 @@ def test_two_installations_in_one_group(millrace, servers, space, sent):
         servers.store.query(f"DROP DATABASE IF EXISTS `{database}`")
 
 
+def test_two_installations_that_begin_together(millrace, servers, space, sent):
+    """Two databases, one Kafka and group, and an empty log: each is given half of the partitions and finds nothing wrong in
+    them. Both say so as soon as one has stored something, and what went to the wrong place is brought home."""
+    database = f"{space.database}_mistaken"
+    for used in (space, OtherDatabase(space, database)):
+        told = run_command(used, "migrate")
+        assert told.returncode == 0, told.stderr
+    space.migrated = True
+    try:
+        settings = [SMALL_RANGES, {**SMALL_RANGES, "MILLRACE_CLICKHOUSE_DATABASE": database}]
+        first, second = (millrace("write", settings=one) for one in settings)
+        for writer in (first, second):
+            eventually(lambda: is_given(writer, PARTITIONS // 2), 30, what="half of the partitions")  # noqa: B023
+        door = millrace("serve", settings=SMALL_RANGES)
+        sent.post_until_taken(door, make_events(400))
+        for writer in (first, second):
+            eventually(lambda: notices(writer), 20, what="a word of it")  # noqa: B023
+        split = [servers.store.value(f"SELECT count() FROM {name}.captcha_events") for name in (space.database, database)]
+        assert 0 < split[0] < 400 and sum(split) == 400, split
+        second.stop()
+        # The first one is given what the other one had, finds that it has nothing of it, and waits for the operator.
+        eventually(lambda: halted(first) == PARTITIONS // 2, 30, what="halted partitions")
+        first.stop()
+        told = run_command(space, "repair", settings=SMALL_RANGES)
+        assert told.returncode == 0, told.stdout + told.stderr
+        first = millrace("write", settings=SMALL_RANGES)
+        sent.post_until_taken(door, make_events(400))
+        reckon(space, sent, door)
+        eventually(lambda: not notices(first), 20, what="silence again")
+    finally:
+        servers.store.query(f"DROP DATABASE IF EXISTS `{database}`")
+
+
+def is_given(writer, count):
+    text = writer.get("/metrics").text
+    return sum(line.startswith('millrace_seen_keys{kind="captcha"') for line in text.splitlines()) == count
+
+
+def notices(writer):
+    answer = writer.get("/health/ready")
+    return answer.status == 503 and "another installation" in answer.text
+
+
 class OtherDatabase:
     """A space whose settings name another database."""
 

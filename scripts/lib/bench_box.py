@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import time
 import urllib.parse
@@ -105,11 +106,35 @@ class Box:
         self.kafka = Kafka(home, port=ports.pick_free(), controller_port=ports.pick_free())
         self.clickhouse = ClickHouse(home, port=ports.pick_free())
         self.running = []
-        self.kafka.start(software.find_java(), software.fetch_kafka(software_home, log), dies_with_parent=True)
-        engine = software.find_clickhouse() or software.fetch_chdb(software_home, log)
-        self.clickhouse.start(engine, dies_with_parent=True)
+        self.java, self.jars = software.find_java(), software.fetch_kafka(software_home, log)
+        self.engine = software.find_clickhouse() or software.fetch_chdb(software_home, log)
+        self.start_servers()
+        self.wait_servers()
+
+    def start_servers(self):
+        self.kafka.start(self.java, self.jars, dies_with_parent=True)
+        self.clickhouse.start(self.engine, dies_with_parent=True)
+
+    def wait_servers(self):
         self.kafka.wait_ready()
         self.clickhouse.wait_ready()
+
+    def kill_all(self):
+        """kill -9 of the servers and of every program, at once; returns when their ports can be had again."""
+        pids = [program.process.pid for program in self.running if program.process.poll() is None]
+        pids += [pid for server in (self.kafka, self.clickhouse) for pid in tree(server.process.pid)]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for program in self.running:
+            program.stop(kill=True)
+        self.running.clear()
+        end = time.monotonic() + STOP_S
+        for server in (self.kafka, self.clickhouse):
+            while not server.process.wait_gone(STOP_S) or not ports.is_free(server.port):
+                if time.monotonic() > end:
+                    raise Failure(f"port {server.port} is still taken {STOP_S} s after its server was killed")
+                time.sleep(0.01)
 
     def close(self):
         for program in self.running:
@@ -141,16 +166,25 @@ class Box:
         }
         return {**clean, **servers, **space.settings(), **(settings or {})}
 
-    def migrate(self, binary, space):
-        done = subprocess.run(
-            [binary, "migrate"], env=self.environment(space), capture_output=True, text=True, check=False
-        )
+    def command(self, binary, name, space):
+        """Runs a command of the program, which must succeed."""
+        done = subprocess.run([binary, name], env=self.environment(space), capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise Failure(f"{binary} migrate failed: {done.stdout}{done.stderr}")
+            raise Failure(f"{binary} {name} failed: {done.stdout}{done.stderr}")
 
     @contextlib.contextmanager
     def program(self, binary, role, space, **settings):
         """A process of the program (`serve`, `write` or `run`), ready, until the block ends."""
+        program = self.launch(binary, role, space, **settings)
+        try:
+            yield program.wait_ready()
+        finally:
+            program.stop()
+            if program in self.running:
+                self.running.remove(program)
+
+    def launch(self, binary, role, space, **settings):
+        """Starts a process of the program and does not wait for it."""
         port = ports.pick_free()
         log = self.home / "log" / f"{role}.log"
         settings = {"MILLRACE_HTTP_LISTEN": f"127.0.0.1:{port}", **self.cache_settings(binary), **settings}
@@ -159,11 +193,7 @@ class Box:
             process = subprocess.Popen([binary, role], env=environment, stdout=sink, stderr=sink, stdin=subprocess.DEVNULL)
         program = Program(role, process, f"http://127.0.0.1:{port}", log)
         self.running.append(program)
-        try:
-            yield program.wait_ready()
-        finally:
-            program.stop()
-            self.running.remove(program)
+        return program
 
     def drop(self, space):
         """Gives a space's disk back."""

@@ -6,6 +6,8 @@ report and the program's own counters, which `millrace-load --verify` compares w
 """
 
 import contextlib
+import http.client
+import json
 import statistics
 import threading
 import time
@@ -20,6 +22,9 @@ from console import Failure
 BODY_LINES = 10_000
 SINGLES = ("--connections", 64)
 DAY = "2021-01-25"
+PARTITIONS = 4
+# What waits in the log when everything is killed.
+RECOVERED_EVENTS = 1_000_000
 
 
 @dataclass
@@ -52,7 +57,7 @@ class Run:
     @contextlib.contextmanager
     def space(self):
         space = Space()
-        self.box.migrate(self.binary, space)
+        self.box.command(self.binary, "migrate", space)
         try:
             yield space
         finally:
@@ -276,6 +281,68 @@ def resent(run):
             yield Figures(f"{line}: {run.name}", events / seconds, events / 1e6, spending.cpu(), spending.rss_mib())
 
 
+def recovery(run):
+    """kill -9 of everything at once while a writer works on what waits in the log; all is started again in the same
+    moment, until the report holds every event."""
+    with run.space() as space:
+        with run.box.program(run.binary, "serve", space) as serve:
+            events = taken(run.box.drive(serve, "bulk", "-n", min(run.events, RECOVERED_EVENTS), "--sites", 100))
+        program = run.box.launch(run.binary, "run", space).wait_ready()
+        # Every partition is at work, and next to nothing of it done.
+        wait_until("the writer to begin", lambda: len(program.metric("millrace_seen_keys")) == PARTITIONS)
+        unread = events - program.stored()
+        if not unread:
+            raise Failure("all was stored before it could be killed")
+        run.box.kill_all()
+        began = time.perf_counter()
+        run.box.start_servers()
+        program = run.box.launch(run.binary, "run", space)
+        more = {"unread": unread}
+        for name, server in (("ClickHouse", run.box.clickhouse), ("Kafka", run.box.kafka)):
+            server.wait_ready()
+            more[f"{name} up s"] = time.perf_counter() - began
+        wait_until("everything to be ready", lambda: '"ready"' in answered(program, "/health/ready"))
+        wait_until("the writer to be given its partitions", lambda: len(program.metric("millrace_seen_keys")) == PARTITIONS)
+        more["writer at work s"] = time.perf_counter() - began
+        wait_until("every event to be in the report", lambda: reported(program, events) == events)
+        more["complete s"] = time.perf_counter() - began
+        # The report's total could be right by a loss and a double; the keys cannot.
+        found = run.box.clickhouse.query(f"SELECT count(), uniqExact(type, correlation_id) FROM {space.name}.captcha_events", timeout_s=60)
+        if found.split() != [str(events)] * 2:
+            raise Failure(f"{events:,} events were acknowledged, and {found!r} are stored")
+        run.box.command(run.binary, "verify", space)
+        program.stop()
+        run.box.running.remove(program)
+        yield Figures(f"kill -9 of everything: {run.name}", more=more)
+
+
+def answered(program, path):
+    """The answer's body; nothing while there is none or no good one."""
+    try:
+        status, said = program.get(path)
+    except (OSError, http.client.HTTPException):
+        return ""
+    return said if status == 200 else ""
+
+
+def reported(program, most):
+    """How many events the report holds, which must never be more than `most`."""
+    said = answered(program, "/v1/report?limit=100000")
+    rows = json.loads(said)["counters"] if said else []
+    total = sum(row["served"] + row["solved"] for row in rows)
+    if total > most:
+        raise Failure(f"the report holds {total:,} events, and {most:,} were sent")
+    return total
+
+
+def wait_until(what, check, deadline_s=300):
+    end = time.monotonic() + deadline_s
+    while not check():
+        if time.monotonic() > end:
+            raise Failure(f"waited {deadline_s} s for {what}")
+        time.sleep(0.01)
+
+
 def visible_after(serve, began=None):
     """Sends one event of a new site; the seconds from its 202 (or from `began`) until the report shows it."""
     site = str(uuid.uuid4())
@@ -317,4 +384,5 @@ ROWS = {
     "freshness": ([freshness], []),
     "idle": ([idle], []),
     "resent": ([resent], []),
+    "recovery": ([recovery], []),
 }

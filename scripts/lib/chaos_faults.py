@@ -6,16 +6,24 @@ break the same thing.
 """
 
 import os
+import re
 import signal
 import time
 import urllib.error
 from contextlib import suppress
 
 from chaos_box import END_LATE_S, PAUSE_S, disk_of, get, mend
+from process import Process
 
 POLL_S = 0.05
 # What ClickHouse reserves on its disk before it inserts or merges anything is 1 MiB at least.
 RESERVED = 900 << 10
+# For some of them.
+BRIM_ROOM = 4 << 20
+# Until an insert that was claimed cannot be under way any more, and then some.
+REPAIR_S_MAX = 120
+# What ClickHouse finds broken at a start it puts aside.
+BROKEN_PARTS = "SELECT count() FROM system.detached_parts WHERE database = 'chaos'"
 KINDS_OF_EVENTS = ["captcha", "hit", "interaction"]
 WAYS = ["client-server", "server-kafka", "server-clickhouse", "writer-kafka", "writer-clickhouse"]
 DISTURBANCES = ["cut", "freeze", "delay", "lose", "tear"]
@@ -63,6 +71,9 @@ def make(kind, box, dice):
         return Fault(kind, target, {target}, dice)
     if role == "everything":
         return Fault(kind, None, {program.name for program in box.programs} | {"kafka", "clickhouse"}, dice)
+    if kind == "brim clickhouse":
+        # A repair wants all writers stopped.
+        return Fault(kind, None, {"clickhouse", box.joiner.name} | {program.name for program in box.writers}, dice)
     if role == "joiner":
         return Fault(kind, None, {box.joiner.name}, dice)
     return Fault(kind, None, {role}, dice)
@@ -226,8 +237,8 @@ def slow_kafka(box, fault):
 def fill(box, fault):
     """The disk is full; when it has room again, whoever ended for it is started.
 
-    For ClickHouse it fills up slowly, to less than an insert or a merge reserves before it begins. Where the very last byte
-    goes while a merge is under way ("brim"), ClickHouse 26.7 writes its files with 0 bytes and takes them for good.
+    For ClickHouse it fills up slowly, to less than an insert or a merge reserves before it begins ("fill"); or to the last byte at
+    once, then room comes and goes, and whatever has begun in it does not get to its end ("brim").
     """
     how, name = fault.kind.split()
     server = fault.server(box)
@@ -240,6 +251,9 @@ def fill(box, fault):
             fill_up(sink, left)
             yield 0.5
         while time.monotonic() < end:
+            if how == "brim":
+                os.ftruncate(sink.fileno(), max(0, os.fstat(sink.fileno()).st_size - BRIM_ROOM))
+                yield fault.dice.uniform(0.02, 0.2)
             fill_up(sink, slack[-1])
             yield 0.1
     filler.unlink()
@@ -248,6 +262,43 @@ def fill(box, fault):
         yield from back(box, name, server)
     box.away.discard(name)
     yield from answering(name, server)
+
+
+def brim(box, fault):
+    """The disk of ClickHouse is full to the last byte, whatever it was in the midst of: it then takes parts of 0 bytes for good
+    ones. Once there is room, what README says is done: ClickHouse is started again, writers are stopped, and what is missing
+    is read from the log."""
+    yield from fill(box, fault)
+    box.away.add("clickhouse")
+    box.clickhouse.server.process.signal(signal.SIGTERM)
+    yield from gone(box.clickhouse, deadline_s=30)
+    yield from back(box, "clickhouse", box.clickhouse)
+    for program in box.writers:
+        yield from ended(box, program)
+    yield from repaired(box, fault)
+    for program in box.writers:
+        program.start()
+
+
+def repaired(box, fault):
+    """`millrace repair`, again until it is done: other faults go on meanwhile."""
+    log = box.home / "log" / "repair.log"
+    end = time.monotonic() + REPAIR_S_MAX
+    while True:
+        began = log.stat().st_size if log.exists() else 0
+        process = Process("repair", box.home / "run")
+        process.start([box.binary, "repair"], log=log, env=box.environment(), dies_with_parent=True)
+        while process.pid is not None:
+            yield POLL_S
+        said = log.read_bytes()[began:].decode(errors="replace")
+        if process.status() == 0:
+            parts = box.clickhouse.server.query(BROKEN_PARTS).strip()
+            events = sum(map(int, re.findall(r": (\d+) events read again$", said, re.M)))
+            fault.note = f"{parts} parts put aside so far, {events:,} events read again"
+            return
+        if time.monotonic() > end:
+            raise RuntimeError(f"millrace repair is not done after {REPAIR_S_MAX} s: {said[-1000:]}")
+        yield 1
 
 
 def fill_up(sink, left):
@@ -365,9 +416,6 @@ def disturb(box, fault):
     mend(link)
 
 
-# Only when they are asked for by name: ClickHouse itself loses data then, and the run fails over that.
-BY_NAME = {"brim clickhouse"}
-
 STEPS = {
     "kill server": kill_program,
     "stop server": stop_program,
@@ -390,7 +438,7 @@ STEPS = {
     "pause clickhouse": pause_server,
     "stutter clickhouse": stutter,
     "fill clickhouse": fill,
-    "brim clickhouse": fill,
+    "brim clickhouse": brim,
     "parts clickhouse": refuse_parts,
     "memory clickhouse": refuse_memory,
     "readonly clickhouse": refuse_read_only,

@@ -1,6 +1,7 @@
 //! Runs the appliance: wires all stages in the flow's order. The only place that names every stage.
 
 pub mod accepting;
+mod others;
 pub mod recognise;
 pub mod repair;
 mod serving;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::others::Others;
 use super::recognise::{Unknown, recognise_to_store};
 use super::{Program, RunError};
 use crate::kinds::Kind;
@@ -37,7 +38,10 @@ pub fn store_kind<K: Kind>(program: &Arc<Program>, topic: &str) -> Result<(), Ru
         Arc::new(move || shutdown.is_requested())
     };
     let recognise = recognition::<K>(program.clone(), inspector.clone(), log.clone());
-    watch(program, inspector.clone(), topic, observer.clone(), recognise.clone())?;
+    let of_others = program.health.condition(format!("{} group", K::NAME), &[Duty::Store], "not looked at yet");
+    let (store, runtime) = (program.store.clone(), program.runtime.clone());
+    let others = Others::<K>::new(inspector.clone(), store, runtime, log.clone(), of_others);
+    watch(program, inspector.clone(), topic, observer.clone(), recognise.clone(), others)?;
     let cache_dir: Option<Arc<Path>> = program.config.writer.cache_dir.as_deref().map(Arc::from);
     let tools = |group| Tools {
         options: options.clone(),
@@ -254,13 +258,15 @@ impl WriterObserver for Observer {
 const WATCH_EVERY: Duration = Duration::from_secs(5);
 
 /// Keeps the lag of the partitions that this process serves up to date, and makes sure that the log is still the recorded
-/// one: with the classic protocol a topic that is created again with as many partitions changes hands unnoticed.
-fn watch(
+/// one (with the classic protocol a topic that is created again with as many partitions changes hands unnoticed), and that
+/// others who store it do so here.
+fn watch<K: Kind>(
     program: &Program,
     inspector: Arc<Inspector>,
     topic: &str,
     observer: Arc<Observer>,
     recognise: Recognition,
+    mut others: Others<K>,
 ) -> Result<(), RunError> {
     let (shutdown, topic) = (program.shutdown.clone(), topic.to_owned());
     std::thread::Builder::new().name(format!("watch-{}", observer.kind)).spawn(move || {
@@ -268,6 +274,7 @@ fn watch(
             // What keeps Kafka or ClickHouse from telling is said by their own conditions.
             let _ = recognise(Instant::now());
             let served = observer.served();
+            others.look(&served.iter().map(|(partition, _)| *partition).collect::<Vec<_>>());
             // A partition that is being taken over waits for ClickHouse: until then Kafka's word shows its lag.
             let unknown = served.iter().any(|(_, next)| *next < 0);
             let lags = if unknown { inspector.lags(&topic).unwrap_or_default() } else { Vec::new() };

@@ -1,5 +1,7 @@
 //! What ClickHouse holds of a log: how far a partition is stored, which keys, and which generations there have been.
 
+use std::collections::HashMap;
+
 use clickhouse::{Compression, Row};
 use serde::Deserialize;
 
@@ -39,6 +41,13 @@ pub struct StoredOrphans {
     pub last_max: i64,
     /// How many they are.
     pub rows: u64,
+}
+
+/// Up to where a partition is stored.
+#[derive(Clone, Copy, Debug, Row, Deserialize)]
+struct End {
+    partition: u32,
+    next: i64,
 }
 
 /// How many rows there are.
@@ -119,6 +128,18 @@ impl Store {
             ))
             .await?;
         Ok(ledger.first().copied())
+    }
+
+    /// One past the last offset stored of each partition of a generation of which anything is.
+    pub async fn stored_ends<K: Kind>(&self, generation: u32) -> Result<HashMap<u32, i64>, StoreError> {
+        let ends: Vec<End> = self
+            .rows(&format!(
+                "SELECT log_partition AS partition, max(range_last) + 1 AS next FROM {} \
+                 WHERE log_generation = {generation} GROUP BY log_partition",
+                self.table(&counters::<K>())
+            ))
+            .await?;
+        Ok(ends.into_iter().map(|end| (end.partition, end.next)).collect())
     }
 
     /// Every key stored for a partition of `generation` from offset `from`, where it is given, to before `below`; without it
