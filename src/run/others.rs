@@ -86,10 +86,9 @@ impl<K: Kind> Others<K> {
         };
         let reason = format!(
             "another writer of the group has committed partition {partition} of topic {} as stored up to offset \
-             {committed} (excluded), but this database has it up to {stored} only: another installation stores this log into \
-             another database under the same group, or clickhouse has lost rows; stop the writers of the installation that \
-             is wrong here and give it a group and topics of its own, then stop those of this one and let `millrace \
-             repair` read what is missing from the log",
+             {committed} (excluded), but this database has it up to {stored} only: clickhouse has lost rows, or another \
+             installation stores this log into another database under the same group; stop that one and give it a group and \
+             topics of its own, then stop the writers of this one and let `millrace repair` read what is missing from the log",
             self.log.topic
         );
         if !self.told {
