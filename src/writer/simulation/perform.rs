@@ -392,7 +392,8 @@ impl World {
             return false;
         }
         let truth = &self.partitions[part.partition].truth;
-        let applied = self.store.apply(part, at, truth);
+        let first_part = if self.obeys(Rule::OnePart) { None } else { part.first_half() };
+        let applied = self.store.apply(first_part.as_ref().unwrap_or(part), at, truth);
         self.note(|| format!("store: {} of partition {}: {applied:?}", part.token, part.partition));
         match applied {
             Ok(Applied::Stored) => {}

@@ -56,10 +56,14 @@ pub enum Rule {
     EventsCounted,
     /// After inserts of what another writer may have inserted before it is looked whether the rows are there.
     InsertsChecked,
+    /// An insert makes one part, which is there as a whole or not at all.
+    OnePart,
+    /// Tokens are remembered for as long as an insert under a claim can arrive.
+    WindowHeld,
 }
 
 /// Every rule, with the scenario that shows that it is broken.
-pub const RULES: [(Rule, Scenario); 25] = [
+pub const RULES: [(Rule, Scenario); 27] = [
     (Rule::ClaimBeforeInsert, Scenario::Faults),
     (Rule::RangeInToken, Scenario::Faults),
     (Rule::SameTokenAgain, Scenario::Faults),
@@ -85,4 +89,6 @@ pub const RULES: [(Rule, Scenario); 25] = [
     (Rule::EventsCounted, Scenario::StoreLost),
     (Rule::InsertsChecked, Scenario::StoreLost),
     (Rule::InsertsChecked, Scenario::StoreKilled),
+    (Rule::OnePart, Scenario::Faults),
+    (Rule::WindowHeld, Scenario::Faults),
 ];

@@ -112,6 +112,9 @@ fn setup(rng: &mut Rng, scenario: Scenario, broken: Option<Rule>) -> Setup {
         faults: faults(rng),
         broken,
     };
+    if broken == Some(Rule::WindowHeld) {
+        setup.window_ms = insert_ms_max / 10;
+    }
     if scenario == Scenario::Zombies {
         zombies(rng, &mut setup, claim_age_max + insert_ms_max);
     }

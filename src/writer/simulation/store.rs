@@ -34,6 +34,15 @@ pub struct Part {
     pub rows: Rows,
 }
 
+impl Part {
+    /// What is stored of events when their insert makes two parts, and the store ends in between.
+    pub fn first_half(&self) -> Option<Part> {
+        let Rows::Events(rows) = &self.rows else { return None };
+        let half = rows.len().div_ceil(2);
+        (half < rows.len()).then(|| Part { rows: Rows::Events(rows[..half].to_vec()), ..self.clone() })
+    }
+}
+
 /// An insert under way.
 #[derive(Clone, Debug)]
 pub struct InFlight {
