@@ -64,6 +64,15 @@ def module_kafka(tmp_path_factory):
 
 
 @pytest.fixture
+def lent_kafka(module_kafka):
+    """The module's Kafka, running when the test begins and when it has ended."""
+    if module_kafka.server.process.pid is None:
+        module_kafka.start()
+    yield module_kafka
+    module_kafka.resume()
+
+
+@pytest.fixture
 def own_kafka(tmp_path):
     """A Kafka of the test's own, started."""
     own = OwnKafka(tmp_path / "own-kafka")

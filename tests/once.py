@@ -103,20 +103,15 @@ class Sent:
         eventually(lambda: self.post(door, events) == 202, deadline_s, what="an acknowledgement")
 
 
-class Load:
-    """Clients that post until they are stopped. `doors` is a list that may change meanwhile."""
+class Clients:
+    """Threads that send for as long as the block lasts: each calls `work` with its arguments, which returns once `stopping`
+    is set. An error in one ends it, and fails the test at the block's end. `statuses` counts the answers."""
 
-    def __init__(self, sent, doors, *, clients=2, batch=200, pause_s=0.02, resend=True):
-        self.sent = sent
-        self.doors = doors
-        self.batch = batch
-        self.pause_s = pause_s
-        self.resend = resend
+    def __init__(self, each):
         self.statuses = collections.Counter()
-        self.slowest_s = 0.0
         self.errors = []
         self.stopping = threading.Event()
-        self.threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
+        self.threads = [threading.Thread(target=self._run, args=arguments, daemon=True) for arguments in each]
 
     def __enter__(self):
         for thread in self.threads:
@@ -131,22 +126,9 @@ class Load:
         if not kind:
             assert not self.errors, self.errors
 
-    def _run(self):
+    def _run(self, *arguments):
         try:
-            pending = None
-            while not self.stopping.is_set():
-                if pending is None:
-                    pending = make_events(self.batch)
-                    # Copies within the request, and of what was taken before.
-                    pending += random.sample(pending, self.batch // 20) + self.sent.some(self.batch // 20)
-                    random.shuffle(pending)
-                began = time.monotonic()
-                status = self.sent.post(random.choice(self.doors), pending)
-                self.slowest_s = max(self.slowest_s, time.monotonic() - began)
-                self.statuses[status] += 1
-                if status == 202 or not self.resend:
-                    pending = None
-                self.stopping.wait(self.pause_s if status == 202 else max(self.pause_s, PAUSE_REFUSED_S))
+            self.work(*arguments)
         except Exception as error:  # noqa: BLE001: shown by the test
             self.errors.append(error)
 
@@ -158,6 +140,35 @@ class Load:
         """Returns once so many more requests were acknowledged."""
         goal = self.taken() + more
         eventually(lambda: self.errors or self.taken() >= goal, deadline_s, what=f"{more} more acknowledged requests")
+
+
+class Load(Clients):
+    """Clients that post until they are stopped. `doors` is a list that may change meanwhile."""
+
+    def __init__(self, sent, doors, *, clients=2, batch=200, pause_s=0.02, resend=True):
+        super().__init__([()] * clients)
+        self.sent = sent
+        self.doors = doors
+        self.batch = batch
+        self.pause_s = pause_s
+        self.resend = resend
+        self.slowest_s = 0.0
+
+    def work(self):
+        pending = None
+        while not self.stopping.is_set():
+            if pending is None:
+                pending = make_events(self.batch)
+                # Copies within the request, and of what was taken before.
+                pending += random.sample(pending, self.batch // 20) + self.sent.some(self.batch // 20)
+                random.shuffle(pending)
+            began = time.monotonic()
+            status = self.sent.post(random.choice(self.doors), pending)
+            self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+            self.statuses[status] += 1
+            if status == 202 or not self.resend:
+                pending = None
+            self.stopping.wait(self.pause_s if status == 202 else max(self.pause_s, PAUSE_REFUSED_S))
 
 
 def stored_to(space, kind="captcha"):

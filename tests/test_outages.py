@@ -23,10 +23,9 @@ GROWTH_BYTES_MAX = 200 << 20
 
 
 @pytest.fixture
-def own_kafka(module_kafka):
-    """That Kafka, running when the test begins and when it has ended."""
-    yield module_kafka
-    module_kafka.resume()
+def own_kafka(lent_kafka):
+    """The module's, in place of one for each test."""
+    return lent_kafka
 
 
 def resident_bytes(program):

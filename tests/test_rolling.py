@@ -11,10 +11,9 @@ import http.client
 import threading
 import time
 
-import pytest
 from balancer import Balancer
 from harness import eventually
-from once import Sent, lines, make_events, reckon
+from once import Clients, lines, make_events, reckon
 
 # What the program promises for an orderly end.
 END_S_MAX = 10
@@ -24,48 +23,21 @@ KNOWN_LINES, FRESH_LINES = 4500, 500
 PAUSE_S = 0.1
 
 
-@pytest.fixture
-def sent():
-    return Sent()
-
-
-class Clients:
+class Senders(Clients):
     """Clients of one address that send without a pause until they are stopped. `known` are lines to send along."""
 
     def __init__(self, sent, port, *, singles, bulks, known=b""):
-        self.sent, self.port, self.known = sent, port, known
-        self.known_lines = known.count(b"\n")
+        super().__init__([(1, b"")] * singles + [(FRESH_LINES, known)] * bulks)
+        self.sent, self.port = sent, port
         self.lock = threading.Lock()
-        # How many requests needed how many tries, and what the tries came to (0: no answer).
-        self.tries, self.statuses = collections.Counter(), collections.Counter()
-        self.wrong = []
-        self.stopping = threading.Event()
-        self.threads = [threading.Thread(target=self._run, args=(1, b""), daemon=True) for _ in range(singles)]
-        self.threads += [threading.Thread(target=self._run, args=(FRESH_LINES, known), daemon=True) for _ in range(bulks)]
+        # How many requests needed how many tries; `statuses` has what the tries came to (0: no answer).
+        self.tries = collections.Counter()
 
-    def __enter__(self):
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, kind, error, trace):
-        self.stopping.set()
-        for thread in self.threads:
-            thread.join(60)
-            assert kind or not thread.is_alive(), "a client hangs"
-        if not kind:
-            assert not self.wrong, self.wrong[:5]
-
-    def _run(self, fresh, known):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
+    def work(self, fresh, known):
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
             while not self.stopping.is_set():
                 events = make_events(fresh)
                 self._send(connection, events, lines(events).encode() + known)
-        except Exception as error:  # noqa: BLE001: shown by the test
-            self.wrong.append(repr(error))
-        finally:
-            connection.close()
 
     def _send(self, connection, events, body):
         """Until it is taken, or the load ends."""
@@ -95,14 +67,6 @@ class Clients:
             connection.close()
             return 0, PAUSE_S, b""
         return answer.status, int(answer.headers["Retry-After"]) if answer.status == 503 else PAUSE_S, said
-
-    def taken(self):
-        """Requests taken so far."""
-        return self.statuses[202]
-
-    def wait_taken(self, more):
-        goal = self.taken() + more
-        eventually(lambda: self.wrong or self.taken() >= goal, 30, what=f"{more} more requests taken")
 
 
 def known_lines(sent, door):
@@ -137,7 +101,7 @@ def test_rolling_restart(millrace, space, sent):
     with contextlib.closing(Balancer([server.port for server in servers])) as balancer:
         eventually(lambda: len(balancer.ready) == len(servers), what="both servers behind the balancer")
         known = known_lines(sent, servers[0])
-        with Clients(sent, balancer.port, singles=4, bulks=4, known=known) as clients:
+        with Senders(sent, balancer.port, singles=4, bulks=4, known=known) as clients:
             for server in servers * 2:
                 wait_busy(balancer, server)
                 ended_s.append(end_in_time(server))
@@ -166,7 +130,7 @@ def test_an_end_at_full_load(millrace, space, sent):
     program = millrace("run")
     known = known_lines(sent, program) * 2
     ended_s = []
-    with Clients(sent, program.port, singles=2, bulks=8, known=known) as clients:
+    with Senders(sent, program.port, singles=2, bulks=8, known=known) as clients:
         for _ in range(2):
             clients.wait_taken(30)
             # Bodies lie at the door, records in the log that are not stored.

@@ -17,12 +17,9 @@ SPOOL_BYTES_MIN = 64 << 20
 
 
 @pytest.fixture
-def own_kafka(module_kafka):
-    """That Kafka, running when the test begins and when it has ended."""
-    if module_kafka.server.process.pid is None:
-        module_kafka.start()
-    yield module_kafka
-    module_kafka.resume()
+def own_kafka(lent_kafka):
+    """The module's, in place of one for each test."""
+    return lent_kafka
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ impl<K: Kind> Acceptor<K> {
 
     /// Where a request's events go whose body was read. When there is no room any more the log's way says so.
     fn way(&self) -> Way {
-        (self.room)().ok().filter(|_| self.spool.is_some()).unwrap_or(Way::Log)
+        if self.spool.is_none() { Way::Log } else { (self.room)().unwrap_or(Way::Log) }
     }
 
     fn sink(&self, way: Way) -> &dyn Sink<K::Columns> {
