@@ -95,6 +95,10 @@ pub fn open_intake<K: Kind>(program: &Arc<Program>, kind: Arc<K>, topic: &str) -
         Producer::new(&program.log_options, Box::new(observer)).map(Arc::new)
     };
     let spool = program.spool.as_ref().map(|root| root.folder(K::NAME, topic)).transpose()?;
+    if let Some(folder) = &spool {
+        // Known from the start, although it may take a while until the spool itself can tell.
+        program.metrics.spool(K::NAME).bytes.set(folder.bytes() as i64);
+    }
     let ways = Arc::new(Ways {
         few: producer()?,
         many: producer()?,
@@ -127,7 +131,7 @@ impl<K: Kind> Opening<K> {
     fn run(mut self, conditions: &Conditions) -> Result<(), RunError> {
         let inspector = Inspector::new(&self.program.log_options)?;
         // What lies there goes first, so nothing is gained by waiting for Kafka.
-        if self.spool.as_ref().is_some_and(Folder::holds_events) {
+        if self.spool.as_ref().is_some_and(|folder| folder.bytes() > 0) {
             self.start_as_noted()?;
             conditions.tell(Err("Kafka was not reached yet".to_owned()), &self.intake.ways);
         }

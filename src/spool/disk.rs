@@ -29,10 +29,10 @@ struct Open {
 impl Disk {
     /// With what lies in the folder.
     pub fn open(folder: Folder) -> io::Result<Disk> {
-        let waiting = VecDeque::from(folder.segments()?);
-        let bytes = waiting.iter().map(|segment| segment.bytes).sum();
+        let waiting = folder.segments()?;
+        let bytes = folder::total(&waiting);
         folder.room.hold(bytes);
-        Ok(Disk { folder, waiting, open: None, bytes })
+        Ok(Disk { folder, waiting: waiting.into(), open: None, bytes })
     }
 
     /// Bytes of all segments that were not removed.

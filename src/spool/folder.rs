@@ -70,7 +70,7 @@ pub fn look(root: &Path) -> io::Result<Found> {
     for kind in fs::read_dir(root)? {
         let kind = kind?;
         if kind.file_type()?.is_dir() {
-            bytes += segments(&kind.path())?.iter().map(|segment| segment.bytes).sum::<u64>();
+            bytes += total(&segments(&kind.path())?);
         }
     }
     Ok(Found { in_use, bytes })
@@ -150,7 +150,8 @@ pub struct Folder {
     pub(super) room: Arc<Room>,
     /// The number of the next segment.
     next: u64,
-    holds_events: bool,
+    /// What it held when it was opened.
+    bytes: u64,
 }
 
 /// A file of records, none of which is added any more.
@@ -165,20 +166,14 @@ impl Folder {
         let refused = |cause| SpoolError::Refused { path: path.clone(), cause };
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(refused)?;
         let note = read_note(&path).map_err(refused)?;
-        let mut folder = Folder {
-            path: path.clone(),
-            topic: topic.to_owned(),
-            partitions: None,
-            room,
-            next: 1,
-            holds_events: false,
-        };
+        let mut folder =
+            Folder { path: path.clone(), topic: topic.to_owned(), partitions: None, room, next: 1, bytes: 0 };
         let segments = folder.segments().map_err(refused)?;
         folder.next = segments.iter().filter_map(|segment| number(&segment.path)).max().map_or(1, |last| last + 1);
-        folder.holds_events = !segments.is_empty();
+        folder.bytes = total(&segments);
         match note {
             Some(note) if note.topic == topic => folder.partitions = Some(note.partitions),
-            Some(note) if folder.holds_events => return Err(folder.other_log(&note.topic, topic)),
+            Some(note) if folder.bytes > 0 => return Err(folder.other_log(&note.topic, topic)),
             _ => {}
         }
         Ok(folder)
@@ -193,9 +188,9 @@ impl Folder {
         self.partitions
     }
 
-    /// Whether it held any events when it was opened.
-    pub fn holds_events(&self) -> bool {
-        self.holds_events
+    /// How many bytes of events it held when it was opened.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Notes how many partitions the log has.
@@ -253,6 +248,11 @@ fn segments(folder: &Path) -> io::Result<Vec<Segment>> {
     }
     segments.sort_by_key(|segment| number(&segment.path));
     Ok(segments)
+}
+
+/// How many bytes they take.
+pub(super) fn total(segments: &[Segment]) -> u64 {
+    segments.iter().map(|segment| segment.bytes).sum()
 }
 
 /// The bytes of a segment.
