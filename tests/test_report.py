@@ -4,14 +4,17 @@ import json
 import os
 import random
 import re
+import time
 import uuid
 from datetime import date, timedelta
 
 import pytest
 from captcha import Model, all_counters, becomes, counters, event, ndjson, new_id
 from harness import eventually
+from once import SMALL_RANGES, wait_stored
 
 PATHS = ["/v1/report", "/api/report", "/latest/report"]
+KEPT = "MILLRACE_CLICKHOUSE_REPORT_ROWS_KEPT_MAX"
 PARAMETERS = ["site_id", "day", "from", "to", "limit", "cursor"]
 
 # Sites whose texts and whose two halves sort differently, as ClickHouse compares the second half first.
@@ -47,6 +50,15 @@ def reported(module_millrace):
     assert (answer.status, answer.json()["accepted"]) == (202, len(lines))
     expected = model.report()
     eventually(lambda: counters(program) == expected, what="the whole report")
+    return program, expected
+
+
+@pytest.fixture(scope="module", params=[100_000, 0, 5], ids=["kept whole", "asked each time", "too large to keep"])
+def answering(reported, module_millrace, request):
+    """The same, from a program that answers out of memory, and from others that ask ClickHouse each question."""
+    program, expected = reported
+    if request.param != 100_000:
+        program = module_millrace("serve", settings={KEPT: str(request.param)})
     return program, expected
 
 
@@ -102,8 +114,8 @@ def random_filters(dice):
     return "&".join(pieces), (sites, days, start, end)
 
 
-def test_random_filters_and_pages_against_plain_python(reported):
-    program, expected = reported
+def test_random_filters_and_pages_against_plain_python(answering):
+    program, expected = answering
     seed = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(1 << 32))
     print(f"TEST_SEED={seed}")
     dice = random.Random(seed)
@@ -114,8 +126,8 @@ def test_random_filters_and_pages_against_plain_python(reported):
         assert all_counters(program, f"&{query}", limit=dice.choice([1, 2, 3, 10, 1000])) == wanted, (seed, query)
 
 
-def test_filters_intersect(reported):
-    program, expected = reported
+def test_filters_intersect(answering):
+    program, expected = answering
     rows = counters(program, "?day=2021-01-25&day=2021-02-01&from=2021-01-26&to=2021-12-31")
     assert rows == filtered(expected, [], ["2021-02-01"], None, None)
     assert counters(program, "?day=2021-01-25&from=2021-01-26") == []
@@ -125,8 +137,8 @@ def test_filters_intersect(reported):
     assert counters(program, f"?site_id={new_id()}") == []
 
 
-def test_pages_go_on_to_the_end(reported):
-    program, expected = reported
+def test_pages_go_on_to_the_end(answering):
+    program, expected = answering
     for limit in (1, 4, len(expected) - 1):
         seen, query = [], f"?limit={limit}"
         while True:
@@ -146,6 +158,22 @@ def test_pages_go_on_to_the_end(reported):
     first = program.get(f"/v1/report?day=2021-01-25&day=2021-01-26&limit=1&site_id={SITES[0]}").json()
     rest = counters(program, f"?site_id={SITES[0].upper()}&cursor={first['next']}&day=2021-01-26&day=2021-01-25")
     assert first["counters"] + rest == filtered(expected, SITES[:1], ["2021-01-25", "2021-01-26"], None, None)
+
+
+def test_few_queries_for_many_questions(answering):
+    """However many sites are asked for, ClickHouse is asked for the whole a few times a second."""
+    program, expected = answering
+
+    def queries():
+        return program.metric("millrace_report_duration_seconds_count", kind="captcha")
+
+    before, began = queries(), time.monotonic()
+    for nth in range(200):
+        site = SITES[nth % len(SITES)]
+        assert counters(program, f"?site_id={site}&limit={1000 + nth}") == filtered(expected, [site], [], None, None)
+    wholes = 2 + (time.monotonic() - began) / 0.03
+    asked = queries() - before
+    assert asked <= wholes if KEPT not in program.environment else asked >= 200
 
 
 def test_a_cursor_stays_true_while_events_arrive(reported):
@@ -249,11 +277,28 @@ def test_allowed_edges(reported):
     assert counters(program, "?limit=100000") [: len(expected)]
 
 
-def test_many_filters_at_once(reported):
-    program, expected = reported
+def test_many_filters_at_once(answering):
+    program, expected = answering
     query = "&".join([*(f"site_id={new_id()}" for _ in range(60)), *(f"site_id={site}" for site in SITES)])
     sites = filtered(expected, SITES, [], None, None)
     assert counters(program, f"?{query}") == sites
+
+
+def test_counters_that_pile_up_are_merged_by_the_writer(millrace, space):
+    """Rows that ClickHouse has not merged yet are added up by each report; a writer asks for merges when they are many."""
+    program = millrace("run", settings=SMALL_RANGES)
+    space.store.query(f"SYSTEM STOP MERGES {space.database}.captcha_counters")
+    sites = 0
+    while "counters could not be merged" not in program.log_text():
+        assert sites < 600_000, program.log_tail()
+        body = ndjson([event(site_id=new_id(), time="2021-01-25T00:00:00") for _ in range(20_000)])
+        assert program.post("/v1/events", body).status == 202
+        sites += 20_000
+    # It is told, and nothing else: every event is stored and counted.
+    wait_stored(space)
+    assert sites >= 250_000
+    assert space.store.value(f"SELECT sum(served + solved) FROM {space.database}.captcha_counters") == sites
+    space.store.query(f"SYSTEM START MERGES {space.database}.captcha_counters")
 
 
 def test_no_wrong_numbers_while_clickhouse_is_away(millrace, own_clickhouse, own_clickhouse_space):
@@ -264,6 +309,8 @@ def test_no_wrong_numbers_while_clickhouse_is_away(millrace, own_clickhouse, own
     expected = counters(program)
 
     def away():
+        # What was asked for a quarter of a second ago may be given once more.
+        eventually(lambda: program.get("/v1/report").status == 503, 5, what="no answer")
         for query in ("", f"?site_id={site}", "?day=1999-01-01", "?limit=1"):
             answer = program.get(f"/v1/report{query}")
             assert answer.status == 503, answer.text

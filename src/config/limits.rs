@@ -73,6 +73,8 @@ pub const SPOOL_BYTES: RangeInclusive<u64> = 64 * MIB..=16 * 1024 * GIB;
 pub const INSERT_MS: RangeInclusive<u64> = 1_000..=300_000;
 /// One query of a report.
 pub const REPORT_MS: RangeInclusive<u64> = 100..=300_000;
+/// Rows of a whole report, 36 bytes each: 36 MB.
+pub const REPORT_ROWS_KEPT: RangeInclusive<u64> = 0..=1_000_000;
 
 /// Events of one range. One insert of at most 1,048,449 rows (ClickHouse's `max_insert_block_size`) makes one part,
 /// which is what makes it atomic; 1,000,000 stays below it.

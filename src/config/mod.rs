@@ -201,6 +201,8 @@ pub struct ClickHouse {
     pub insert_ms_max: u64,
     /// How long one query of a report may take.
     pub report_ms_max: u64,
+    /// A report of at most so many rows is kept in memory for a moment.
+    pub report_rows_kept_max: u32,
 }
 
 impl Default for ClickHouse {
@@ -213,6 +215,7 @@ impl Default for ClickHouse {
             password_file: None,
             insert_ms_max: 30_000,
             report_ms_max: 10_000,
+            report_rows_kept_max: 100_000,
         }
     }
 }

@@ -181,6 +181,11 @@ pub const SETTINGS: &[Setting] = &[
     setting!(clickhouse.password_file, Optional(Path), "file that holds the password"),
     setting!(clickhouse.insert_ms_max, Whole(limits::INSERT_MS, "ms"), "how long one insert may take"),
     setting!(clickhouse.report_ms_max, Whole(limits::REPORT_MS, "ms"), "how long one query of a report may take"),
+    setting!(
+        clickhouse.report_rows_kept_max,
+        Whole32(limits::REPORT_ROWS_KEPT, "rows"),
+        "rows of a report that is kept in memory for a moment"
+    ),
     setting!(writer.range_events_max, Whole32(limits::RANGE_EVENTS, ""), "most events stored by one insert"),
     setting!(writer.range_age_ms, Whole(limits::RANGE_AGE_MS, "ms"), "how long events are gathered for one insert"),
     setting!(

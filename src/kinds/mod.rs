@@ -312,6 +312,16 @@ pub trait Report: Send + Sync + 'static {
     fn parse(question: Question<'_>) -> Result<Self::Query, String>;
     /// The query of the kind's tables, whose rows come in RowBinary.
     fn sql(query: &Self::Query, tables: &Tables) -> String;
+    /// The query of all that can be asked for, of which every answer is a part: as many rows, and one more when there are
+    /// more. `None` where the answers have no common whole.
+    fn whole_sql(_tables: &Tables, _rows_max: usize) -> Option<String> {
+        None
+    }
+    /// What [`sql`](Report::sql) would give, out of the rows of a [`whole_sql`](Report::whole_sql) with the same bound;
+    /// `None` when there were more.
+    fn select(_query: &Self::Query, _whole: &[u8], _rows_max: usize) -> Option<Vec<u8>> {
+        None
+    }
     /// The answer out of the rows; the error is a mistake of ours.
     fn render(query: &Self::Query, rows: &[u8]) -> Result<Rendered, String>;
 }

@@ -145,6 +145,13 @@ impl DayFilters {
         Ok(())
     }
 
+    /// Whether they let a day through, once they are settled.
+    pub fn allow(&self, day: i32) -> bool {
+        (self.days.is_empty() || self.days.binary_search(&day).is_ok())
+            && self.from.is_none_or(|from| day >= from)
+            && self.to.is_none_or(|to| day <= to)
+    }
+
     /// Adds them as conditions on the column `day`.
     pub fn write_sql(&self, sql: &mut String) {
         // Days that no event can have are left out here: ClickHouse's dates do not reach that far.

@@ -1,11 +1,12 @@
 //! Answers the questions of the kinds out of their tables.
 //!
 //! In: a request's target. Out: its answer, whole and right, or a fault: ClickHouse away is a 503. Identical questions that
-//! come at once are asked once, and a report that allows its answers an age ([`Report::AGE_MAX`]) is answered from memory
-//! until then.
+//! come at once are asked once. A report that allows its answers an age ([`Report::AGE_MAX`]) is answered from memory until
+//! then, and one whose answers are parts of a whole ([`Report::whole_sql`]) out of that, while it is small and young.
 
 pub mod flight;
 pub mod kept;
+pub mod whole;
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::kinds::{Question, Rendered, Report, Tables};
 use crate::store::{Store, StoreError};
 use flight::SingleFlight;
 use kept::KeptAnswers;
+use whole::Wholes;
 
 /// Answers of one report that are kept: with [`KEPT_BYTES_MAX`], 64 MiB of them at most.
 const KEPT_MAX: usize = 1024;
@@ -38,15 +40,30 @@ pub trait ReportObserver: Send + Sync + 'static {
 /// What a query gave.
 type Rows = Result<Bytes, Arc<StoreError>>;
 
+/// What the reports of a kind have in common.
+pub struct Source {
+    /// Where they are asked.
+    pub store: Store,
+    /// The kind's.
+    pub tables: Tables,
+    /// How long a query may take.
+    pub timeout: Duration,
+    /// Where queries run.
+    pub runtime: Handle,
+    /// What is kept of them whole: an answer must not be older than one that was given before, on whichever path.
+    pub wholes: Wholes,
+    /// Who is told.
+    pub observer: Arc<dyn ReportObserver>,
+}
+
 /// `GET` of a report.
 pub struct ReportEndpoint<R> {
-    store: Store,
-    tables: Tables,
+    source: Arc<Source>,
+    /// The query of the whole that the answers are parts of, and how many rows of it are kept.
+    whole: Option<(String, usize)>,
+    answers: Answers,
     /// Whether the path's last segment is a parameter.
     with_segment: bool,
-    timeout: Duration,
-    answers: Answers,
-    observer: Arc<dyn ReportObserver>,
     report: PhantomData<fn() -> R>,
 }
 
@@ -59,48 +76,50 @@ enum Answers {
 }
 
 impl<R: Report> ReportEndpoint<R> {
-    /// Reports for one path, out of a kind's tables; queries run on `runtime` and take `timeout` at most.
-    pub fn new(
-        path: &str,
-        store: Store,
-        tables: Tables,
-        timeout: Duration,
-        runtime: Handle,
-        observer: Arc<dyn ReportObserver>,
-    ) -> ReportEndpoint<R> {
+    /// Reports for one path.
+    pub fn new(path: &str, source: Arc<Source>) -> ReportEndpoint<R> {
+        let runtime = source.runtime.clone();
         let answers = match R::AGE_MAX.is_zero() {
             true => Answers::Asked(SingleFlight::new(runtime)),
             false => Answers::Kept(KeptAnswers::new(runtime, R::AGE_MAX, KEPT_MAX, keep)),
         };
-        let with_segment = path.ends_with('}');
-        ReportEndpoint { store, tables, with_segment, timeout, answers, observer, report: PhantomData }
+        let rows_max = source.wholes.rows_max();
+        let whole = rows_max.and_then(|rows_max| R::whole_sql(&source.tables, rows_max).map(|sql| (sql, rows_max)));
+        ReportEndpoint { source, whole, answers, with_segment: path.ends_with('}'), report: PhantomData }
     }
 
-    /// What ClickHouse answers; `None` when it takes too long.
-    fn rows(&self, sql: &str) -> Option<Rows> {
-        let start = || {
-            let (store, sql, observer) = (self.store.clone(), sql.to_owned(), self.observer.clone());
-            async move {
-                let began = Instant::now();
-                let rows = store.row_binary(&sql).await.map_err(Arc::new);
-                observer.queried(began.elapsed(), rows.is_ok());
-                if let Err(error) = &rows {
-                    tracing::warn!(%error, "a report could not be read");
-                }
-                rows
+    /// What answers a question; `None` when ClickHouse takes too long.
+    fn rows(&self, query: &R::Query) -> Option<Rows> {
+        let timeout = self.source.timeout + MARGIN;
+        if let Some((sql, rows_max)) = &self.whole {
+            let select = |whole: &[u8]| R::select(query, whole, *rows_max);
+            if let Some(rows) = self.source.wholes.ask(sql, timeout, || self.query(sql), select) {
+                return rows;
             }
-        };
-        let timeout = self.timeout + MARGIN;
+        }
+        let sql = R::sql(query, &self.source.tables);
         match &self.answers {
-            Answers::Asked(flights) => flights.ask(sql, timeout, start),
-            Answers::Kept(kept) => kept.ask(sql, timeout, start),
+            Answers::Asked(flights) => flights.ask(&sql, timeout, || self.query(&sql)),
+            Answers::Kept(kept) => kept.ask(&sql, timeout, || self.query(&sql)),
+        }
+    }
+
+    /// Asks ClickHouse.
+    fn query(&self, sql: &str) -> impl Future<Output = Rows> + Send + use<R> {
+        let (source, sql) = (self.source.clone(), sql.to_owned());
+        async move {
+            let began = Instant::now();
+            let rows = source.store.row_binary(&sql).await.map_err(Arc::new);
+            source.observer.queried(began.elapsed(), rows.is_ok());
+            if let Err(error) = &rows {
+                tracing::warn!(%error, "a report could not be read");
+            }
+            rows
         }
     }
 
     fn ask(&self, query: &R::Query) -> Result<Answer, Fault> {
-        let sql = R::sql(query, &self.tables);
-        let rows = self.rows(&sql);
-        let rows = match rows {
+        let rows = match self.rows(query) {
             Some(Ok(rows)) => rows,
             Some(Err(_)) | None => {
                 let message = "ClickHouse does not answer at the moment: reports come back when it does".into();

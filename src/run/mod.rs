@@ -236,7 +236,7 @@ impl KindVisitor for Wiring<'_> {
             self.flushes.push(Box::new(move |timeout| flushed.flush(timeout)));
             let reloaded = kind.clone();
             self.reloads.push(Reload { kind: K::NAME, reload: Box::new(move || reloaded.reload()) });
-            K::endpoints(&mut Serving { program, kind, intake, paths: &mut self.paths });
+            K::endpoints(&mut Serving::new(program, kind, intake, &mut self.paths));
         }
         if self.roles.store {
             let program = program.clone();

@@ -12,7 +12,8 @@ use crate::door;
 use crate::exchange::{Answer, Endpoint, Head};
 use crate::kinds::{Endpoints, Kind, QueryEvents, Report, Tables};
 use crate::observe::metrics::KindMetrics;
-use crate::report::{ReportEndpoint, ReportObserver};
+use crate::report::whole::Wholes;
+use crate::report::{ReportEndpoint, ReportObserver, Source};
 use crate::store::stored;
 
 /// The routes so far.
@@ -58,14 +59,30 @@ fn is_version(segment: &str) -> bool {
 
 /// Takes what one kind serves.
 pub struct Serving<'p, K: Kind> {
-    /// The running program.
-    pub program: &'p Program,
-    /// The kind.
-    pub kind: Arc<K>,
-    /// Its way in.
-    pub intake: Arc<Intake<K>>,
-    /// Where its paths go.
-    pub paths: &'p mut Paths,
+    kind: Arc<K>,
+    intake: Arc<Intake<K>>,
+    source: Arc<Source>,
+    paths: &'p mut Paths,
+}
+
+impl<'p, K: Kind> Serving<'p, K> {
+    /// What a kind serves, added to `paths`.
+    pub fn new(program: &Program, kind: Arc<K>, intake: Arc<Intake<K>>, paths: &'p mut Paths) -> Serving<'p, K> {
+        let (store, config) = (program.store.clone(), &program.config.clickhouse);
+        let runtime = program.runtime.clone();
+        let source = Arc::new(Source {
+            tables: Tables {
+                events: store.table(&stored::events::<K>()),
+                counters: store.table(&stored::counters::<K>()),
+            },
+            store,
+            timeout: Duration::from_millis(config.report_ms_max),
+            wholes: Wholes::new(runtime.clone(), config.report_rows_kept_max as usize),
+            runtime,
+            observer: Arc::new(ReportMetrics(program.metrics.kind(K::NAME))),
+        });
+        Serving { kind, intake, source, paths }
+    }
 }
 
 impl<K: Kind> Endpoints<K> for Serving<'_, K> {
@@ -85,13 +102,7 @@ impl<K: Kind> Endpoints<K> for Serving<'_, K> {
     }
 
     fn report<R: Report>(&mut self, path: &'static str) {
-        let store = self.program.store.clone();
-        let tables =
-            Tables { events: store.table(&stored::events::<K>()), counters: store.table(&stored::counters::<K>()) };
-        let timeout = Duration::from_millis(self.program.config.clickhouse.report_ms_max);
-        let observer = Arc::new(ReportMetrics(self.program.metrics.kind(K::NAME)));
-        let endpoint = ReportEndpoint::<R>::new(path, store, tables, timeout, self.program.runtime.clone(), observer);
-        self.paths.add("GET", path, Arc::new(endpoint));
+        self.paths.add("GET", path, Arc::new(ReportEndpoint::<R>::new(path, self.source.clone())));
     }
 
     fn document(&mut self, path: &'static str, write: fn(&K) -> Vec<u8>) {

@@ -15,6 +15,7 @@ use crate::log::topic::Inspector;
 use crate::observe::health::{Condition, Duty, Health};
 use crate::observe::metrics::{KindMetrics, LagMetric, Metrics, PartitionMetrics, TableMetrics};
 use crate::writer::identity::Generation;
+use crate::writer::tidy::Tidy;
 use crate::writer::worker::Tools;
 use crate::writer::{WriterObserver, members};
 
@@ -42,6 +43,7 @@ pub fn store_kind<K: Kind>(program: &Arc<Program>, topic: &str) -> Result<(), Ru
     let (store, runtime) = (program.store.clone(), program.runtime.clone());
     let others = Others::<K>::new(inspector.clone(), store, runtime, log.clone(), of_others);
     watch(program, inspector.clone(), topic, observer.clone(), recognise.clone(), others)?;
+    let tidy = Tidy::new(K::NAME);
     let cache_dir: Option<Arc<Path>> = program.config.writer.cache_dir.as_deref().map(Arc::from);
     let tools = |group| Tools {
         options: options.clone(),
@@ -53,6 +55,7 @@ pub fn store_kind<K: Kind>(program: &Arc<Program>, topic: &str) -> Result<(), Ru
         store: program.store.clone(),
         runtime: program.runtime.clone(),
         recognise: recognise.clone(),
+        tidy: tidy.clone(),
         observer: observer.clone(),
         is_ending: is_ending.clone(),
     };

@@ -1,6 +1,7 @@
 //! What ClickHouse holds of a log: how far a partition is stored, which keys, and which generations there have been.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use clickhouse::{Compression, Row};
 use serde::Deserialize;
@@ -49,6 +50,11 @@ struct End {
     partition: u32,
     next: i64,
 }
+
+/// So many parts of counters are worth a merge.
+const MERGED_PARTS_MIN: u64 = 8;
+/// How long that is waited for; ClickHouse goes on with it.
+const MERGE_MAX: Duration = Duration::from_secs(60);
 
 /// How many rows there are.
 #[derive(Clone, Copy, Debug, Row, Deserialize)]
@@ -206,6 +212,20 @@ impl Store {
         let sql = format!("SELECT count() AS rows FROM {} WHERE {condition}", self.table(&events::<K>()));
         let counts: Vec<Count> = self.rows(&sql).await?;
         Ok(counts.first().map_or(0, |count| count.rows))
+    }
+
+    /// Merges counters of many small parts into few rows; does nothing while there are few parts, since it would then
+    /// rewrite the large ones for little.
+    pub async fn merge_counters<K: Kind>(&self) -> Result<(), StoreError> {
+        let (database, name) = (self.database(), counters::<K>());
+        let sql = format!(
+            "SELECT count() AS rows FROM system.parts WHERE active AND database = '{database}' AND table = '{name}'"
+        );
+        let parts: Vec<Count> = self.rows(&sql).await?;
+        if parts.iter().all(|count| count.rows < MERGED_PARTS_MIN) {
+            return Ok(());
+        }
+        self.clone().with_read_timeout(MERGE_MAX).execute(&format!("OPTIMIZE TABLE {}", self.table(&name))).await
     }
 
     /// The generations of a kind's log, oldest first. Of two that were recorded at once the first one counts.

@@ -19,6 +19,7 @@
 //! - [`block`]: the new events of a range with their counters; [`rows`] is their form in the store's tables.
 //! - [`decode`]: a record of the log, its events or why it has none; [`rejected`] keeps those that cannot be read.
 //! - [`repair`], [`reread`]: what is missing after the store has lost rows, and its events out of the log.
+//! - [`tidy`]: merges of the counters, before they pile up.
 //! - [`fill`], [`worker`], [`members`]: the shell, from the inside out: reading a range, one partition, all partitions of
 //!   this process.
 
@@ -38,6 +39,7 @@ pub mod reread;
 pub mod rows;
 pub mod seen;
 pub mod step;
+pub mod tidy;
 pub mod worker;
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use super::recover::{Recovered, of_store};
 use super::rejected;
 use super::rows::{Encoded, Rows, encode};
 use super::seen::SeenKeys;
+use super::tidy::Tidy;
 use super::{Settings, WriterObserver};
 use crate::kinds::Kind;
 use crate::log::consume::Reader;
@@ -56,6 +57,8 @@ pub struct Tools {
     /// Makes sure that the log is still the recorded one, as Kafka and ClickHouse tell it at the given time or later.
     /// `Err` says why that is not known; another log ends the program.
     pub recognise: Arc<dyn Fn(Instant) -> Result<(), String> + Send + Sync>,
+    /// Keeps the counters few.
+    pub tidy: Arc<Tidy>,
     /// Told what happens.
     pub observer: Arc<dyn WriterObserver>,
     /// Whether the program is ending.
@@ -278,6 +281,14 @@ impl<K: Kind> Worker<K> {
             tools.store.insert(&name, &token, &encoded.stream).await
         });
         tools.observer.inserted(table.name(), encoded.rows as u64, began.elapsed(), inserted.is_ok());
+        if let (Table::Counters, Ok(())) = (table, &inserted) {
+            let store = tools.store.clone();
+            tools.tidy.inserted(
+                encoded.rows as u64,
+                &tools.runtime,
+                || async move { store.merge_counters::<K>().await },
+            );
+        }
         match inserted {
             Ok(()) if insert.checked => self.check_inserted(insert, table, encoded.rows as u64),
             Ok(()) => Outcome::Done,

@@ -50,6 +50,17 @@ impl Report for CaptchaReport {
         query.sql(&tables.counters)
     }
 
+    fn whole_sql(tables: &Tables, rows_max: usize) -> Option<String> {
+        let whole = ReportQuery { limit: rows_max, ..ReportQuery::default() };
+        // Adding up ends early where there are more.
+        let limits = format!(" SETTINGS max_rows_to_group_by = {}, group_by_overflow_mode = 'break'", rows_max + 1);
+        Some(whole.sql(&tables.counters) + &limits)
+    }
+
+    fn select(query: &ReportQuery, whole: &[u8], rows_max: usize) -> Option<Vec<u8>> {
+        (whole.len() <= rows_max * ROW_BYTES).then(|| query.select(whole))
+    }
+
     fn render(query: &ReportQuery, rows: &[u8]) -> Result<Rendered, String> {
         let rows = decode(rows).map_err(|error| error.to_string())?;
         Ok(Rendered::Json(query.render(&rows)))
@@ -57,7 +68,7 @@ impl Report for CaptchaReport {
 }
 
 /// What a report is asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReportQuery {
     filters: Filters,
     limit: usize,
@@ -116,6 +127,23 @@ impl ReportQuery {
         let rows = self.limit + 1;
         sql += &format!(" GROUP BY day, site_id ORDER BY day, UUIDToNum(site_id) LIMIT {rows}");
         sql
+    }
+
+    /// The rows of [`sql`](Self::sql), out of those of a query without filters.
+    fn select(&self, whole: &[u8]) -> Vec<u8> {
+        let (rows, _) = whole.as_chunks::<ROW_BYTES>();
+        let is_asked = |row: &&[u8; ROW_BYTES]| {
+            let (day, rest) = take(row.as_slice());
+            let (site, _) = take(rest);
+            let day = i32::from_le_bytes(day);
+            let Filters { sites, days } = &self.filters;
+            (sites.is_empty() || sites.binary_search(&site).is_ok())
+                && days.allow(day)
+                && self.after.is_none_or(|after| (day, site) > after)
+        };
+        let mut asked = Vec::new();
+        rows.iter().filter(is_asked).take(self.limit + 1).for_each(|row| asked.extend_from_slice(row));
+        asked
     }
 
     /// The answer's JSON: `{"counters":[{"time","site_id","served","solved"}]}`, with `next` when there is more.
@@ -467,6 +495,39 @@ mod tests {
             });
             assert_eq!(*counter, expected);
         }
+    }
+
+    #[test]
+    fn a_whole_has_every_answer() {
+        let tables = Tables { events: "e".into(), counters: "c".into() };
+        assert_eq!(
+            CaptchaReport::whole_sql(&tables, 7).unwrap(),
+            parse("limit=7").sql("c") + " SETTINGS max_rows_to_group_by = 8, group_by_overflow_mode = 'break'"
+        );
+        let (rows, mut dice) = (rows(300), Dice::new("a whole"));
+        let whole = binary(&rows);
+        for _ in 0..2000 {
+            let some = |dice: &mut Dice| rows[dice.below(rows.len())];
+            let mut query = ReportQuery { limit: 1 + dice.below(40), ..ReportQuery::default() };
+            let Filters { sites, days } = &mut query.filters;
+            sites.extend((0..dice.below(3) * 60).map(|_| some(&mut dice).site_id));
+            sites.sort_unstable();
+            days.days.extend((0..dice.below(3) * 60).map(|_| some(&mut dice).day));
+            days.from = (dice.below(2) == 0).then(|| some(&mut dice).day);
+            days.to = (dice.below(2) == 0).then(|| some(&mut dice).day);
+            days.days.sort_unstable();
+            let after = some(&mut dice);
+            query.after = (dice.below(2) == 0).then_some((after.day, after.site_id));
+            let ReportQuery { filters: Filters { sites, days }, after, limit } = &query;
+            let mut asked = rows.clone();
+            asked.retain(|row| sites.is_empty() || sites.contains(&row.site_id));
+            asked.retain(|row| days.days.is_empty() || days.days.contains(&row.day));
+            asked.retain(|row| row.day >= days.from.unwrap_or(i32::MIN) && row.day <= days.to.unwrap_or(i32::MAX));
+            asked.retain(|row| after.is_none_or(|(day, site)| row.day > day || row.day == day && row.site_id > site));
+            asked.truncate(limit + 1);
+            assert_eq!(CaptchaReport::select(&query, &whole, 300), Some(binary(&asked)), "{query:?}");
+        }
+        assert_eq!(CaptchaReport::select(&parse(""), &whole, 299), None);
     }
 
     #[test]
