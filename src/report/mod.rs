@@ -93,7 +93,7 @@ impl<R: Report> ReportEndpoint<R> {
         let timeout = self.source.timeout + MARGIN;
         if let Some((sql, rows_max)) = &self.whole {
             let select = |whole: &[u8]| R::select(query, whole, *rows_max);
-            if let Some(rows) = self.source.wholes.ask(sql, timeout, || self.query(sql), select) {
+            if let Ok(rows) = self.source.wholes.ask(sql, timeout, || self.query(sql), select) {
                 return rows;
             }
         }

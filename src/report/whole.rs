@@ -24,6 +24,10 @@ const TOO_LARGE_FOR: Duration = Duration::from_secs(60);
 /// Wholes of different reports that are kept at once.
 const KEPT_MAX: usize = 16;
 
+/// It has more rows than are kept: each question is to be asked by itself.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TooLarge;
+
 /// The wholes of a kind's reports, each by the query that gives it.
 pub struct Wholes {
     rows_max: usize,
@@ -43,30 +47,29 @@ impl Wholes {
         Some(self.rows_max).filter(|rows_max| *rows_max > 0)
     }
 
-    /// What `select` makes of the whole that `sql` asks for (`start` runs it). `None` where it has too many rows; the
-    /// inner one when `timeout` passed first.
+    /// What `select` makes of the whole that `sql` asks for (`start` runs it): `None` when `timeout` passed first.
     pub fn ask<F>(
         &self,
         sql: &str,
         timeout: Duration,
         start: impl FnOnce() -> F,
         select: impl FnOnce(&[u8]) -> Option<Vec<u8>>,
-    ) -> Option<Option<Rows>>
+    ) -> Result<Option<Rows>, TooLarge>
     where
         F: Future<Output = Rows> + Send + 'static,
     {
         if lock(&self.too_large).get(sql).is_some_and(|noted| noted.elapsed() < TOO_LARGE_FOR) {
-            return None;
+            return Err(TooLarge);
         }
         let whole = match self.kept.ask(sql, timeout, start) {
             Some(Ok(whole)) => whole,
-            failed => return Some(failed),
+            failed => return Ok(failed),
         };
-        let rows = select(&whole);
-        if rows.is_none() {
+        let Some(rows) = select(&whole) else {
             lock(&self.too_large).insert(sql.to_owned(), Instant::now());
-        }
-        rows.map(|rows| Some(Ok(rows.into())))
+            return Err(TooLarge);
+        };
+        Ok(Some(Ok(rows.into())))
     }
 }
 
@@ -83,7 +86,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     /// Asks for a whole of so many rows of a byte each; what was given, and how many queries that took.
-    fn ask(wholes: &Wholes, sql: &str, rows: Result<usize, ()>) -> (Option<Option<Rows>>, usize) {
+    fn ask(wholes: &Wholes, sql: &str, rows: Result<usize, ()>) -> (Result<Option<Rows>, TooLarge>, usize) {
         let queries = Cell::new(0);
         let start = || {
             queries.set(queries.get() + 1);
@@ -101,7 +104,8 @@ mod tests {
     fn parts_come_out_of_one_whole() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
         let wholes = Wholes::new(runtime.handle().clone(), 3);
-        let part = |answer: Option<Option<Rows>>| answer.unwrap().unwrap().map(|rows| rows.to_vec()).map_err(drop);
+        let part =
+            |answer: Result<Option<Rows>, TooLarge>| answer.unwrap().unwrap().map(|rows| rows.to_vec()).map_err(drop);
         // A failure is told, and not kept.
         let (answer, queries) = ask(&wholes, "a", Err(()));
         assert_eq!((part(answer), queries), (Err(()), 1));
@@ -109,9 +113,9 @@ mod tests {
         assert_eq!((part(answer), queries), (Ok(vec![7, 7]), 1));
         // One with too many rows is not asked for again soon; other reports are not concerned.
         let (answer, queries) = ask(&wholes, "b", Ok(4));
-        assert!(answer.is_none() && queries == 1);
+        assert_eq!((answer.err(), queries), (Some(TooLarge), 1));
         let (answer, queries) = ask(&wholes, "b", Ok(1));
-        assert!(answer.is_none() && queries == 0);
+        assert_eq!((answer.err(), queries), (Some(TooLarge), 0));
         let (answer, queries) = ask(&wholes, "c", Ok(1));
         assert_eq!((part(answer), queries), (Ok(vec![]), 1));
         assert_eq!(Wholes::new(runtime.handle().clone(), 0).rows_max(), None);
