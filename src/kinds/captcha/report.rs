@@ -129,12 +129,13 @@ impl ReportQuery {
         sql
     }
 
-    /// The rows of [`sql`](Self::sql), out of those of a query without filters.
+    /// The rows of [`sql`](Self::sql), out of those of a query without filters. What is no whole row at the end is handed on,
+    /// for [`decode`] to refuse.
     fn select(&self, whole: &[u8]) -> Vec<u8> {
-        let (rows, _) = whole.as_chunks::<ROW_BYTES>();
+        let (rows, rest) = whole.as_chunks::<ROW_BYTES>();
         let is_asked = |row: &&[u8; ROW_BYTES]| {
-            let (day, rest) = take(row.as_slice());
-            let (site, _) = take(rest);
+            let (day, after_day) = take(row.as_slice());
+            let (site, _) = take(after_day);
             let day = i32::from_le_bytes(day);
             let Filters { sites, days } = &self.filters;
             (sites.is_empty() || sites.binary_search(&site).is_ok())
@@ -143,6 +144,7 @@ impl ReportQuery {
         };
         let mut asked = Vec::new();
         rows.iter().filter(is_asked).take(self.limit + 1).for_each(|row| asked.extend_from_slice(row));
+        asked.extend_from_slice(rest);
         asked
     }
 
@@ -528,6 +530,12 @@ mod tests {
             assert_eq!(CaptchaReport::select(&query, &whole, 300), Some(binary(&asked)), "{query:?}");
         }
         assert_eq!(CaptchaReport::select(&parse(""), &whole, 299), None);
+        // A whole that was cut is found out, whichever part of it is asked for.
+        let cut = &whole[..whole.len() - 1];
+        for query in [parse(""), parse(&format!("site_id={SITE}"))] {
+            let part = CaptchaReport::select(&query, cut, 300).unwrap();
+            assert!(CaptchaReport::render(&query, &part).unwrap_err().contains("no whole number of rows"));
+        }
     }
 
     #[test]
