@@ -40,7 +40,7 @@ def test_the_table_in_tiny_form(tmp_path):
     command = [harness.REPOSITORY / "scripts" / "bench", "whole", "accepted", "reports", "resent", "recovery", "--tiny"]
     result = tmp_path / "bench.json"
     said = subprocess.run(
-        [*command, "--json", result], env=environment, capture_output=True, text=True, timeout=240, check=False
+        [*command, "--json", result], env=environment, capture_output=True, text=True, timeout=280, check=False
     )
     assert said.returncode == 0, said.stdout + said.stderr
     lines = {row["line"]: row for row in json.loads(result.read_text())}
