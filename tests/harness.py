@@ -160,6 +160,18 @@ class Log:
         described = self.admin.describe_configs([resource])[resource].result(10)
         return {name: entry.value for name, entry in described.items()}
 
+    def set_topic(self, topic, **settings):
+        """Changes some of its settings: max_message_bytes="2000"."""
+        entries = [
+            confluent_kafka.admin.ConfigEntry(
+                name.replace("_", "."), value, incremental_operation=confluent_kafka.admin.AlterConfigOpType.SET
+            )
+            for name, value in settings.items()
+        ]
+        kind = confluent_kafka.admin.ResourceType.TOPIC
+        resource = confluent_kafka.admin.ConfigResource(kind, topic, incremental_configs=entries)
+        self.admin.incremental_alter_configs([resource])[resource].result(10)
+
     def watermarks(self, topic):
         """For each partition, its first offset and the one after its last."""
 

@@ -9,8 +9,8 @@ import subprocess
 import hit
 import interaction
 import pytest
-from harness import Space, environment_without_settings, eventually, millrace_binary
-from once import SMALL_RANGES, Load, make_events, reckon, wait_stored
+from harness import Log, Space, environment_without_settings, eventually, millrace_binary
+from once import SMALL_RANGES, Load, key_of, make_events, reckon, wait_stored
 
 # The smallest spool that may be configured.
 SPOOL_BYTES_MIN = 64 << 20
@@ -141,6 +141,44 @@ def test_a_torn_last_write(own_kafka, own_kafka_space, millrace, sent, spool):
     is_empty(program, spool)
     assert "cut short" in program.log_text() and "LOST" not in program.log_text()
     assert program.metric("millrace_spool_damaged_bytes_total") == 0
+    reckon(space, sent, program)
+
+
+def test_records_that_kafka_refuses(own_kafka, own_kafka_space, millrace, sent, spool):
+    """They wait, told by name, until Kafka takes them; what lies behind them and what comes does not wait with them."""
+    space = own_kafka_space
+    program = millrace("run", space=space, settings=settings(spool))
+    own_kafka.pause()
+    takes_without_kafka(program, sent)
+    # A segment of large records, between two of small ones.
+    large = make_events(5000)
+    for events in (large, make_events(1)):
+        program.kill()
+        program = millrace("run", space=space, settings=settings(spool), migrated=False)
+        assert sent.post(program, events) == 202
+    program.kill()
+    own_kafka.resume()
+    # A client that was there when Kafka stood still may have lost it.
+    log = Log(own_kafka.brokers)
+    usual = log.topic_settings(space.topic)["max.message.bytes"]
+    log.set_topic(space.topic, max_message_bytes="5000")
+    program = millrace("run", space=space, settings=settings(spool), migrated=False)
+    large_keys = {key_of(event) for event in large}
+
+    def others_are_stored():
+        rows = space.store.rows(f"SELECT type, toString(correlation_id) AS id FROM {space.database}.captcha_events")
+        stored = {(row["type"], row["id"]) for row in rows}
+        assert sent.acknowledged.keys() - stored == large_keys
+        return True
+
+    eventually(others_are_stored, 30, what="all but the large ones in the store")
+    for _ in range(3):
+        takes_without_kafka(program, sent)
+    eventually(others_are_stored, 30, what="what came meanwhile in the store")
+    assert "the log is there and does not take records of the spool" in program.log_text()
+    eventually(lambda: "some of which cannot be sent" in program.get("/health/ready").text, 5, what="a reason")
+    log.set_topic(space.topic, max_message_bytes=usual)
+    is_empty(program, spool)
     reckon(space, sent, program)
 
 

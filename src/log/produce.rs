@@ -94,7 +94,7 @@ impl Deliveries {
                 let (log, left_out) = self.complaints.ask();
                 if log {
                     let events = in_flight.events;
-                    tracing::warn!(%error, events, left_out, "a record was not acknowledged, its requests get a 503");
+                    tracing::warn!(%error, events, left_out, "a record was not acknowledged: its requests get a 503, and what came from the spool stays there");
                 }
             }
         }

@@ -19,7 +19,7 @@ use crate::log::record;
 use crate::log::topic::Inspector;
 use crate::observe::health::{Condition, Duty, Health};
 use crate::observe::metrics::KindMetrics;
-use crate::spool::Folder;
+use crate::spool::{Folder, Spool};
 
 /// The pause before Kafka is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -223,6 +223,7 @@ impl Conditions {
     /// Takes what Kafka answered. With a spool that takes events the intake is as good as with Kafka.
     fn tell(&self, asked: Result<(), String>, ways: &Ways) {
         let spool = ways.spool.get().map(|spool| (spool.bytes(), spool.refusal()));
+        let has_refused = ways.spool.get().is_some_and(Spool::has_refused);
         match (&asked, spool) {
             (Err(reason), Some((_, Some(refusal)))) => self.intake.missing(format!("{reason}; and {refusal}")),
             (Err(reason), None) => self.intake.missing(reason.clone()),
@@ -231,6 +232,9 @@ impl Conditions {
         let Some(condition) = &self.spool else { return };
         match (asked, spool) {
             (Ok(()), None | Some((0, _))) => condition.holds(),
+            (Ok(()), Some((bytes, _))) if has_refused => condition.missing(format!(
+                "{bytes} bytes of events wait on disk, some of which cannot be sent: the program's log says why"
+            )),
             (Ok(()), Some((bytes, _))) => {
                 condition.missing(format!("{bytes} bytes of events are on their way to Kafka"))
             }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::others::Others;
 use super::recognise::{Unknown, recognise_to_store};
 use super::{Program, RunError};
+use crate::backoff::{self, Backoff};
 use crate::kinds::Kind;
 use crate::log::Options;
 use crate::log::topic::Inspector;
@@ -22,8 +23,9 @@ use crate::writer::{WriterObserver, members};
 /// Makes sure that the log is still the recorded one.
 type Recognition = Arc<dyn Fn(Instant) -> Result<(), String> + Send + Sync>;
 
-/// The pause before Kafka or ClickHouse is asked again.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// The waits before Kafka or ClickHouse is asked again.
+const ASK_AGAIN_MIN: Duration = Duration::from_millis(500);
+const ASK_AGAIN_MAX: Duration = Duration::from_secs(2);
 
 /// Stores a kind until the program ends. Blocks.
 pub fn store_kind<K: Kind>(program: &Arc<Program>, topic: &str) -> Result<(), RunError> {
@@ -79,6 +81,7 @@ fn recognise_until_ending<K: Kind>(
     condition: &Condition,
 ) -> Result<Option<Generation>, RunError> {
     let mut told = None;
+    let mut backoff = Backoff::new(ASK_AGAIN_MIN, ASK_AGAIN_MAX, backoff::seed());
     // Until it is known what is stored, Kafka's word shows how much waits.
     let mut lags: Vec<LagMetric> = Vec::new();
     let mut looked_at: Option<Instant> = None;
@@ -104,7 +107,7 @@ fn recognise_until_ending<K: Kind>(
                 lags[partition as usize].set(records);
             }
         }
-        if program.shutdown.wait(ASK_AGAIN) {
+        if program.shutdown.wait(backoff.next_wait()) {
             return Ok(None);
         }
     }

@@ -113,7 +113,7 @@ impl Disk {
         if bytes == 0 {
             remove_file(&path);
         } else {
-            self.waiting.push_back(Segment { path, bytes });
+            self.waiting.push_back(Segment::new(path, bytes));
         }
     }
 
@@ -125,9 +125,10 @@ impl Disk {
         self.waiting.pop_front()
     }
 
-    /// Puts a segment that was taken out in front of the others.
+    /// Puts a segment that was taken out where it was among the others.
     pub fn put_back(&mut self, segment: Segment) {
-        self.waiting.push_front(segment);
+        let at = self.waiting.partition_point(|other| other.path < segment.path);
+        self.waiting.insert(at, segment);
     }
 
     /// Removes a segment that was taken out.

@@ -3,6 +3,7 @@
 //! Beside the segments a kind's folder holds `log`, which says what its events are for: the topic and how many partitions
 //! it has. So a process can go on spooling that starts while Kafka is away. The folders and files are this user's alone.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -159,6 +160,16 @@ pub struct Folder {
 pub(super) struct Segment {
     pub(super) path: PathBuf,
     pub(super) bytes: u64,
+    /// Where in the file those of its records lie that the log has acknowledged already.
+    pub(super) sent: BTreeSet<usize>,
+    /// It could not be sent although others could.
+    pub(super) is_refused: bool,
+}
+
+impl Segment {
+    pub(super) fn new(path: PathBuf, bytes: u64) -> Segment {
+        Segment { path, bytes, sent: BTreeSet::new(), is_refused: false }
+    }
 }
 
 impl Folder {
@@ -243,7 +254,7 @@ fn segments(folder: &Path) -> io::Result<Vec<Segment>> {
         let entry = entry?;
         let path = entry.path();
         if number(&path).is_some() {
-            segments.push(Segment { path, bytes: entry.metadata()?.len() });
+            segments.push(Segment::new(path, entry.metadata()?.len()));
         }
     }
     segments.sort_by_key(|segment| number(&segment.path));

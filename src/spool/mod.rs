@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 
+use crate::backoff::{self, Backoff};
 use crate::flow::{Ack, AckPart, UnderWay};
 #[cfg(feature = "failpoints")]
 use crate::shutdown::kill_itself;
@@ -38,8 +39,11 @@ const HANDED_MAX: usize = 2;
 /// How often the thread looks up while something is handed to the log, and while something waits for it.
 const LOOK: Duration = Duration::from_millis(5);
 const WAIT: Duration = Duration::from_millis(100);
-/// The pause after a failure of the log or the disk.
-const PAUSE: Duration = Duration::from_secs(1);
+/// The waits after failures of the log, and of segments that it does not take.
+const BACKOFF_MIN: Duration = Duration::from_millis(500);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// How long requests are refused after a failure of the disk, which is this process's own: nobody else comes back with it.
+const DISK_PAUSE: Duration = Duration::from_secs(1);
 /// A disk that takes longer for one group counts as stalled: nothing more is accepted.
 const STALL_MAX: Duration = Duration::from_millis(2500);
 
@@ -99,6 +103,8 @@ struct Shared {
     is_full: AtomicBool,
     /// Milliseconds after the start at which the disk was given what it has not taken yet, plus one; 0 for nothing.
     writing_ms: AtomicU64,
+    /// Whether something cannot be sent although the log takes others.
+    has_refused: AtomicBool,
     /// No further segment is handed to the log.
     is_ending: AtomicBool,
 }
@@ -134,6 +140,7 @@ impl Spool {
             refusing_ms: AtomicU64::new(0),
             is_full: AtomicBool::new(false),
             writing_ms: AtomicU64::new(0),
+            has_refused: AtomicBool::new(false),
             is_ending: AtomicBool::new(false),
         });
         if disk.bytes() > 0 {
@@ -153,7 +160,9 @@ impl Spool {
             observer,
             handed: VecDeque::new(),
             is_proven: false,
-            paused_until: None,
+            paused: Pause::new(),
+            refused: VecDeque::new(),
+            refused_paused: Pause::new(),
         };
         std::thread::Builder::new().name(format!("spool-{name}")).spawn(move || worker.run())?;
         Ok(Spool { sender, shared, room })
@@ -168,6 +177,11 @@ impl Spool {
     /// Bytes on the disk that the log has not acknowledged.
     pub fn bytes(&self) -> u64 {
         self.shared.bytes.load(Ordering::Acquire)
+    }
+
+    /// Whether some of it cannot be sent although the log takes others.
+    pub fn has_refused(&self) -> bool {
+        self.shared.has_refused.load(Ordering::Acquire)
     }
 
     /// Why it takes nothing at the moment; `None` when it does.
@@ -206,7 +220,56 @@ struct Handed {
     segment: Segment,
     events: u64,
     damaged_bytes: u64,
-    ack: Arc<Ack>,
+    /// Of each record that was given: where in the file it lies, and what becomes of it.
+    records: Vec<(usize, Arc<Ack>)>,
+    /// How many of them, from the first on, have been seen to be settled.
+    settled: usize,
+}
+
+impl Handed {
+    /// Whether all of it was acknowledged or has failed.
+    fn is_settled(&mut self) -> bool {
+        let newly = self.records[self.settled..].iter().take_while(|(_, ack)| ack.settled().is_some()).count();
+        self.settled += newly;
+        self.settled == self.records.len()
+    }
+
+    /// Of each record, whether it was acknowledged.
+    fn outcomes(&self) -> impl Iterator<Item = bool> {
+        self.records.iter().map(|(_, ack)| ack.settled() == Some(true))
+    }
+
+    /// The segment, with a note of what need not be sent again.
+    fn without_acknowledged(mut self) -> Segment {
+        let acknowledged = self.records.iter().filter(|(_, ack)| ack.settled() == Some(true));
+        self.segment.sent.extend(acknowledged.map(|(at, _)| *at));
+        self.segment
+    }
+}
+
+/// The time until something is tried again.
+struct Pause {
+    backoff: Backoff,
+    until: Option<Instant>,
+}
+
+impl Pause {
+    fn new() -> Pause {
+        Pause { backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX, backoff::seed()), until: None }
+    }
+
+    fn begin(&mut self) {
+        self.until = Some(Instant::now() + self.backoff.next_wait());
+    }
+
+    fn end(&mut self) {
+        self.backoff.reset();
+        self.until = None;
+    }
+
+    fn is_over(&self) -> bool {
+        self.until.is_none_or(|until| Instant::now() >= until)
+    }
 }
 
 /// The one thread of a spool.
@@ -221,7 +284,12 @@ struct Worker<L, O> {
     handed: VecDeque<Handed>,
     /// Whether the log has acknowledged something since it last failed.
     is_proven: bool,
-    paused_until: Option<Instant>,
+    /// After a failure of the log.
+    paused: Pause,
+    /// Segments that cannot be sent although the log takes others.
+    refused: VecDeque<Segment>,
+    /// Until they are tried again.
+    refused_paused: Pause,
 }
 
 impl<L: Log, O: SpoolObserver> Worker<L, O> {
@@ -262,7 +330,7 @@ impl<L: Log, O: SpoolObserver> Worker<L, O> {
     /// Brings a group to the disk, or straight to the log when nothing unsent is left there.
     fn take(&mut self, group: Vec<Waiting>) {
         self.is_proven &= self.log.takes();
-        if self.is_proven && self.disk.is_all_handed() {
+        if self.is_proven && self.refused.is_empty() && self.disk.is_all_handed() {
             group.into_iter().for_each(|waiting| self.log.produce(waiting));
             return;
         }
@@ -278,32 +346,49 @@ impl<L: Log, O: SpoolObserver> Worker<L, O> {
             Err(error) => {
                 tracing::error!(kind = self.name, %error, "the spool cannot be written, its requests get a 503");
                 self.shared.is_full.store(error.kind() == ErrorKind::StorageFull, Ordering::Release);
-                let until_ms = self.shared.now_ms() + PAUSE.as_millis() as u64;
+                let until_ms = self.shared.now_ms() + DISK_PAUSE.as_millis() as u64;
                 self.shared.refusing_ms.store(until_ms, Ordering::Release);
             }
         }
     }
 
-    /// Hands what waits to the log, oldest first.
+    /// Hands what waits to the log, oldest first. What was refused goes by itself: Kafka takes or refuses whole batches, so that
+    /// others beside it would share its fate.
     fn hand_on(&mut self) {
-        let paused = self.paused_until.is_some_and(|until| Instant::now() < until);
         let is_ending = self.shared.is_ending.load(Ordering::Acquire);
-        if paused || is_ending || self.handed.len() >= HANDED_MAX || !self.log.takes() {
+        if is_ending || !self.paused.is_over() || !self.log.takes() {
             return;
         }
-        let Some(segment) = self.disk.next() else { return };
-        match self.hand(segment.clone()) {
+        let is_refused_due = !self.refused.is_empty() && self.refused_paused.is_over();
+        // After `settle_handed` an oldest one that is settled has failed: it is judged together with what went beside it.
+        let is_oldest_apart =
+            self.handed.front_mut().is_some_and(|oldest| oldest.segment.is_refused || oldest.is_settled());
+        if (is_refused_due || is_oldest_apart) && !self.handed.is_empty() {
+            return;
+        }
+        if is_refused_due {
+            self.refused.pop_front().into_iter().for_each(|segment| self.hand(segment));
+            return;
+        }
+        while self.handed.len() < HANDED_MAX
+            && let Some(segment) = self.disk.next()
+        {
+            self.hand(segment);
+        }
+    }
+
+    fn hand(&mut self, segment: Segment) {
+        match self.give(segment.clone()) {
             Ok(handed) => self.handed.push_back(handed),
             Err(reason) => {
                 let path = segment.path.display();
-                tracing::error!(kind = self.name, %path, reason, "a segment of the spool cannot be sent on");
-                self.disk.put_back(segment);
-                self.paused_until = Some(Instant::now() + PAUSE);
+                tracing::error!(kind = self.name, %path, reason, "a segment of the spool cannot be sent on, it is kept and tried again");
+                self.refuse(segment);
             }
         }
     }
 
-    fn hand(&self, segment: Segment) -> Result<Handed, String> {
+    fn give(&self, segment: Segment) -> Result<Handed, String> {
         let bytes = folder::read(&segment).map_err(|error| error.to_string())?;
         let contents = segment::read(&bytes);
         let partitions = self.log.partitions();
@@ -311,36 +396,74 @@ impl<L: Log, O: SpoolObserver> Worker<L, O> {
             let noted = label.partitions;
             return Err(format!("it is for a log of {noted} partitions, and this one has {partitions}"));
         }
-        let ack = Ack::new();
-        for (label, at) in &contents.records {
+        let mut records = Vec::new();
+        for (label, at) in contents.records.iter().filter(|(_, at)| !segment.sent.contains(&at.start)) {
             let value = bytes[at.clone()].to_vec();
             let record = Record { partition: label.partition, events: label.events, schema: label.schema, value };
+            let ack = Ack::new();
             self.log.produce(Waiting { record, acks: vec![ack.part()], under_way: UnderWay::default() });
+            records.push((at.start, ack));
         }
         if contents.torn_bytes > 0 {
             let (path, bytes) = (segment.path.display(), contents.torn_bytes);
             tracing::warn!(kind = self.name, %path, bytes, "the spool's last write was cut short: nothing of it was acknowledged");
         }
         let (events, damaged_bytes) = (contents.events(), contents.damaged_bytes);
-        Ok(Handed { segment, events, damaged_bytes, ack })
+        Ok(Handed { segment, events, damaged_bytes, records, settled: 0 })
     }
 
-    /// Removes what the log has acknowledged. After a failure all that was handed is handed again, in order.
+    /// Keeps a segment that the log does not take apart from the others for a while.
+    fn refuse(&mut self, mut segment: Segment) {
+        segment.is_refused = true;
+        self.refused.push_back(segment);
+        self.refused_paused.begin();
+    }
+
+    /// Removes what the log has acknowledged, and sees to it that the rest is tried again.
     fn settle_handed(&mut self) {
-        while let Some(settled) = self.handed.front().and_then(|handed| handed.ack.settled()) {
-            if !settled {
-                tracing::warn!(kind = self.name, "the log did not take what was spooled: it is sent again");
-                self.is_proven = false;
-                self.paused_until = Some(Instant::now() + PAUSE);
-                self.handed.drain(..).rev().for_each(|handed| self.disk.put_back(handed.segment));
-                return;
-            }
-            let Some(handed) = self.handed.pop_front() else { return };
+        while let Some(oldest) = self.handed.front_mut()
+            && oldest.is_settled()
+            && oldest.outcomes().all(|taken| taken)
+            && let Some(handed) = self.handed.pop_front()
+        {
             self.is_proven |= handed.events > 0;
+            self.paused.end();
+            if handed.segment.is_refused {
+                self.refused_paused.end();
+            }
             self.observer.sent_on(handed.events);
             self.remove(handed);
             if self.disk.bytes() == 0 {
                 tracing::info!(kind = self.name, "the spool is empty: all its events are in the log");
+            }
+        }
+        if !self.handed.is_empty() && self.handed.iter_mut().all(Handed::is_settled) {
+            self.put_back_handed();
+        }
+    }
+
+    /// After a failure, once all that was handed is settled: what is not acknowledged is sent again, in order where the log
+    /// is away. Where it is not, it refuses these alone, and the rest goes on.
+    fn put_back_handed(&mut self) {
+        let was_refused = self.handed.iter().any(|handed| handed.segment.is_refused);
+        let is_refused = was_refused || self.log.takes();
+        let took_some = self.handed.iter().flat_map(Handed::outcomes).any(|taken| taken);
+        if !took_some && !was_refused {
+            self.is_proven = false;
+            self.paused.begin();
+        }
+        if !is_refused {
+            tracing::warn!(kind = self.name, "the log did not take what was spooled: it is sent again");
+        }
+        for handed in std::mem::take(&mut self.handed) {
+            let left = handed.outcomes().filter(|taken| !taken).count();
+            let segment = handed.without_acknowledged();
+            if is_refused && left > 0 {
+                let path = segment.path.display();
+                tracing::error!(kind = self.name, %path, records = left, "the log is there and does not take records of the spool: they are kept and tried again; what it says of them stands above");
+                self.refuse(segment);
+            } else {
+                self.disk.put_back(segment);
             }
         }
     }
@@ -367,6 +490,8 @@ impl<L: Log, O: SpoolObserver> Worker<L, O> {
     fn tell(&self) {
         self.shared.bytes.store(self.disk.bytes(), Ordering::Release);
         self.shared.handed.store(self.handed.len() as u64, Ordering::Release);
+        let has_refused = !self.refused.is_empty() || self.handed.iter().any(|handed| handed.segment.is_refused);
+        self.shared.has_refused.store(has_refused, Ordering::Release);
         self.observer.holds(self.disk.bytes());
     }
 }

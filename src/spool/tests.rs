@@ -1,6 +1,7 @@
 //! The spool on a real folder, with a log that does as it is told.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -49,8 +50,13 @@ impl Drop for Space {
 #[derive(Default)]
 struct Told {
     takes: AtomicBool,
-    /// Records that fail before others are acknowledged.
-    failures: AtomicU64,
+    /// From which record on the log is away, until it was looked for so many times.
+    outage: Mutex<Option<(u64, u32)>>,
+    given: AtomicU64,
+    /// Records that fail whenever they come.
+    refused: Mutex<Range<u32>>,
+    /// How often a refused one was sent.
+    refusals: AtomicU64,
     acknowledged: Mutex<Vec<u32>>,
     damaged: AtomicU64,
     spooled: AtomicU64,
@@ -65,15 +71,23 @@ impl Log for Toy {
         PARTITIONS
     }
     fn takes(&self) -> bool {
-        self.0.takes.load(Ordering::Acquire)
+        let mut outage = self.0.outage.lock().unwrap();
+        let is_away = outage.is_some_and(|(from, _)| self.0.given.load(Ordering::Acquire) > from);
+        if is_away {
+            *outage = outage.and_then(|(from, looks)| (looks > 1).then_some((from, looks - 1)));
+        }
+        self.0.takes.load(Ordering::Acquire) && !is_away
     }
     fn produce(&self, waiting: Waiting) {
         let record = &waiting.record;
         let number = u32::from_le_bytes(record.value[..4].try_into().unwrap());
         assert_eq!((record.partition, record.events, record.schema), (number % PARTITIONS, 1 + number % 3, 7));
         assert!(record.value[4..].iter().all(|byte| *byte == number as u8));
-        let less = |left: u64| left.checked_sub(1);
-        let fails = self.0.failures.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok();
+        let given = self.0.given.fetch_add(1, Ordering::AcqRel);
+        let is_away = self.0.outage.lock().unwrap().is_some_and(|(from, _)| given >= from);
+        let is_refused = self.0.refused.lock().unwrap().contains(&number);
+        self.0.refusals.fetch_add(u64::from(is_refused), Ordering::AcqRel);
+        let fails = is_away || is_refused;
         if !fails {
             self.0.acknowledged.lock().unwrap().push(number);
         }
@@ -115,7 +129,7 @@ impl Toy {
 }
 
 /// Puts records with these numbers, each of so many bytes, and says whether all were taken.
-fn put(spool: &Spool, numbers: std::ops::Range<u32>, bytes: usize) -> bool {
+fn put(spool: &Spool, numbers: Range<u32>, bytes: usize) -> bool {
     let ack = Ack::new();
     for number in numbers {
         let mut value = number.to_le_bytes().to_vec();
@@ -181,18 +195,65 @@ fn a_process_goes_on_with_what_another_left() {
 fn what_the_log_does_not_take_is_sent_again() {
     let (space, log) = (Space::new("again"), Toy::new());
     let spool = log.start(&space.root(1 << 30));
-    // Several segments.
+    // Three segments of 16 records.
     for part in 0..12 {
         assert!(put(&spool, part * 4..part * 4 + 4, 1 << 20));
     }
-    assert!(space.files().len() > 2);
-    log.0.failures.store(3, Ordering::Release);
+    assert_eq!(space.files().len(), 3);
+    // It goes away within the first of the two that it is given at once.
+    *log.0.outage.lock().unwrap() = Some((5, 3));
     log.set_takes(true);
     eventually("it is empty", || spool.bytes() == 0);
-    let acknowledged = log.acknowledged();
-    // Some come twice, but the last time they come in order.
-    let start = acknowledged.iter().rposition(|number| *number == 0).unwrap();
-    assert_eq!(acknowledged[start..], (0..48).collect::<Vec<_>>());
+    assert_eq!(log.acknowledged(), (0..48).collect::<Vec<_>>());
+    assert_eq!(log.0.given.load(Ordering::Acquire), 32 + 27 + 16);
+}
+
+#[test]
+fn a_record_that_the_log_refuses_holds_up_no_other() {
+    let (space, log) = (Space::new("refused"), Toy::new());
+    let root = space.root(1 << 30);
+    let spool = log.start(&root);
+    // Several segments: some of the first one's records are refused, and of the last one's those alone that are left.
+    for part in 0..12 {
+        assert!(put(&spool, part * 4..part * 4 + 4, 1 << 20));
+    }
+    let segments = space.files().len();
+    *log.0.refused.lock().unwrap() = 1..3;
+    log.set_takes(true);
+    eventually("the others are removed", || space.files().len() == 1);
+    assert!(segments > 2);
+    let others = || (0..100).filter(|number| !(1..3).contains(number));
+    assert_eq!(log.acknowledged(), others().take(46).collect::<Vec<_>>());
+    // What comes goes by the disk still, and past the refused ones.
+    assert!(put(&spool, 48..50, 10));
+    eventually("they come to the log", || log.acknowledged().len() == 48);
+    assert!(spool.bytes() > 4 << 20 && spool.refusal().is_none());
+    eventually("they are tried again", || log.0.refusals.load(Ordering::Acquire) >= 6);
+
+    *log.0.refused.lock().unwrap() = 0..0;
+    eventually("it is empty", || spool.bytes() == 0);
+    // Nothing that was acknowledged has come twice.
+    assert_eq!(log.acknowledged(), others().take(48).chain(1..3).collect::<Vec<_>>());
+    assert_eq!(log.0.sent_on.load(Ordering::Acquire), log.0.spooled.load(Ordering::Acquire));
+}
+
+#[test]
+fn a_segment_that_cannot_be_read_holds_up_no_other() {
+    let (space, log) = (Space::new("unreadable"), Toy::new());
+    let root = space.root(1 << 30);
+    let spool = log.start(&root);
+    for part in 0..8 {
+        assert!(put(&spool, part * 4..part * 4 + 4, 1 << 20));
+    }
+    let (path, aside) = (space.file(&space.files()[0]), space.0.join("aside"));
+    let first = fs::metadata(&path).unwrap().len() >> 20;
+    fs::rename(&path, &aside).unwrap();
+    log.set_takes(true);
+    eventually("the others come to the log", || log.acknowledged().len() as u64 == 32 - first);
+    assert!(spool.bytes() > 16 << 20);
+    fs::rename(&aside, &path).unwrap();
+    eventually("it is empty", || spool.bytes() == 0);
+    assert_eq!(log.acknowledged().len(), 32);
 }
 
 #[test]

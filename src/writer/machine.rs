@@ -24,6 +24,7 @@ use super::claim::{Committed, Range};
 use super::halt::{Halt, Place, Why};
 use super::recover::{Plan, Recovered, plan};
 pub use super::step::{Insert, Outcome, Step};
+use crate::backoff::Backoff;
 
 /// The machine's bounds.
 #[derive(Clone, Copy, Debug)]
@@ -54,13 +55,12 @@ pub struct Machine {
     asked_at: Instant,
     /// When what is known of the store was asked for.
     recovered_at: Instant,
-    /// Failures since something was last got done.
-    failures: u32,
+    /// Reset when something was got done.
+    backoff: Backoff,
     /// Nothing is tried before this time.
     not_before: Option<Instant>,
     /// Whether to leave as soon as no claimed range is unfinished.
     leaving: bool,
-    jitter: u64,
 }
 
 /// What is going on.
@@ -114,8 +114,8 @@ enum After {
 }
 
 impl Machine {
-    /// A new tenure. `jitter` seeds the spread of the waits: different for each machine.
-    pub fn new(place: Place, limits: Limits, jitter: u64, now: Instant) -> Machine {
+    /// A new tenure. `seed` is that of the spread of the waits: different for each machine.
+    pub fn new(place: Place, limits: Limits, seed: u64, now: Instant) -> Machine {
         Machine {
             place,
             limits,
@@ -124,10 +124,9 @@ impl Machine {
             log_end: i64::MAX,
             asked_at: now,
             recovered_at: now,
-            failures: 0,
+            backoff: Backoff::new(limits.backoff_min, limits.backoff_max, seed),
             not_before: None,
             leaving: false,
-            jitter,
         }
     }
 
@@ -175,7 +174,7 @@ impl Machine {
             Outcome::Recovered(_) if now > self.asked_at + self.limits.claim_age_max => self.back_off(now),
             Outcome::Recovered(known) => self.on_recovered(&known),
             Outcome::Read { last, new_events } => self.on_read(last, new_events),
-            Outcome::Idle => self.failures = 0,
+            Outcome::Idle => self.backoff.reset(),
             Outcome::OutOfRange => {
                 self.state = State::Recover { held: None };
                 self.back_off(now);
@@ -207,7 +206,7 @@ impl Machine {
     fn finishing(&self) -> bool {
         match self.state {
             State::InsertEvents(..) | State::InsertCounters(..) | State::Commit { then: After::Read, .. } => {
-                self.failures == 0
+                self.backoff.is_reset()
             }
             _ => false,
         }
@@ -290,7 +289,7 @@ impl Machine {
             Plan::Resume { .. } => (None, None),
             Plan::Replay { events_stored, .. } => (events_stored, Some(self.recovered_at)),
         };
-        self.failures = 0;
+        self.backoff.reset();
         self.claim(Held {
             range: Range { first: plan.from(), last },
             new_events,
@@ -317,7 +316,7 @@ impl Machine {
     fn on_done(&mut self) {
         // Recovering and loading is not yet progress: what fails after it again and again must wait longer each time.
         if !matches!(self.state, State::LoadSeen { .. }) {
-            self.failures = 0;
+            self.backoff.reset();
         }
         self.state = match self.state {
             State::LoadSeen { plan } => State::Read { plan },
@@ -354,14 +353,8 @@ impl Machine {
         self.state = State::Halted(Halt { place: self.place.clone(), why });
     }
 
-    /// Doubling waits, each spread over its upper half.
     fn back_off(&mut self, now: Instant) {
-        let doublings = self.failures.min(16);
-        self.failures = self.failures.saturating_add(1);
-        let wait = (self.limits.backoff_min * (1 << doublings)).min(self.limits.backoff_max);
-        self.jitter = self.jitter.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let spread = (self.jitter >> 32) as f64 / f64::from(u32::MAX);
-        self.not_before = Some(now + wait.mul_f64(0.5 + 0.5 * spread));
+        self.not_before = Some(now + self.backoff.next_wait());
     }
 }
 

@@ -5,14 +5,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::worker::{Tools, Worker};
+use crate::backoff::{self, Backoff};
 use crate::kinds::Kind;
 use crate::log::group::{Group, GroupEvent, Tenure};
 use crate::log::{LogError, Options};
 
 /// How often the membership is served.
 const POLL: Duration = Duration::from_millis(100);
-/// The pause before a client that failed is made anew.
-const REJOIN: Duration = Duration::from_secs(1);
+/// The waits before a client that failed is made anew.
+const REJOIN_MIN: Duration = Duration::from_millis(500);
+const REJOIN_MAX: Duration = Duration::from_secs(5);
+/// The least time between two workers of one tenure.
+const REPLACE: Duration = Duration::from_secs(1);
 
 /// Stores what the log brings until `tools.is_ending`; makes the group's client anew whenever it cannot go on. `tools` gives
 /// the tools for one client.
@@ -22,6 +26,7 @@ pub fn store_log<K: Kind>(
     is_ending: &dyn Fn() -> bool,
     tools: impl Fn(Arc<Group>) -> Tools,
 ) -> Result<(), LogError> {
+    let mut backoff = Backoff::new(REJOIN_MIN, REJOIN_MAX, backoff::seed());
     while !is_ending() {
         let group = Arc::new(Group::join(options, &[topic])?);
         let mut workers: Vec<Hired> = Vec::new();
@@ -29,7 +34,10 @@ pub fn store_log<K: Kind>(
         while !is_ending() && !failed {
             for event in group.poll(POLL) {
                 match event {
-                    GroupEvent::Assigned(tenure) => workers.extend(hire::<K>(tools(group.clone()), tenure)?),
+                    GroupEvent::Assigned(tenure) => {
+                        backoff.reset();
+                        workers.extend(hire::<K>(tools(group.clone()), tenure)?);
+                    }
                     GroupEvent::Failed(error) => {
                         tracing::error!(kind = K::NAME, %error, "the group's client cannot go on and is made anew");
                         failed = true;
@@ -44,7 +52,7 @@ pub fn store_log<K: Kind>(
         }
         group.leave();
         if failed {
-            std::thread::sleep(REJOIN);
+            std::thread::sleep(backoff.next_wait());
         }
     }
     Ok(())
@@ -65,7 +73,7 @@ fn replace_ended<K: Kind>(
     tools: impl Fn() -> Tools,
 ) -> Result<(), LogError> {
     let ended = |worker: &mut Hired| {
-        worker.thread.is_finished() && (!worker.tenure.is_active() || worker.since.elapsed() > REJOIN)
+        worker.thread.is_finished() && (!worker.tenure.is_active() || worker.since.elapsed() > REPLACE)
     };
     let ended: Vec<Hired> = workers.extract_if(.., ended).collect();
     for Hired { tenure, .. } in ended {

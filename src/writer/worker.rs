@@ -23,6 +23,7 @@ use super::rows::{Encoded, Rows, encode};
 use super::seen::SeenKeys;
 use super::tidy::Tidy;
 use super::{Settings, WriterObserver};
+use crate::backoff;
 use crate::kinds::Kind;
 use crate::log::consume::Reader;
 use crate::log::group::{Commit, CommitError, Group, Tenure};
@@ -89,8 +90,8 @@ impl<K: Kind> Worker<K> {
         let partition = tenure.partition;
         let place = Place { topic: tenure.topic.as_str().into(), partition: partition as i32 };
         let Settings { claim_age_max, backoff_min, backoff_max, .. } = tools.settings;
-        let jitter = u64::from(std::process::id()) << 32 | u64::from(partition);
-        let machine = Machine::new(place, Limits { claim_age_max, backoff_min, backoff_max }, jitter, Instant::now());
+        let limits = Limits { claim_age_max, backoff_min, backoff_max };
+        let machine = Machine::new(place, limits, backoff::seed(), Instant::now());
         let reader = Reader::new(&tools.options, &tools.inspector, &tenure.topic, partition)?;
         Ok(Worker {
             tokens: Tokens { kind: K::NAME, log: tools.log.identity(), partition: partition as i32 },
