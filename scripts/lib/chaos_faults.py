@@ -10,9 +10,10 @@ import re
 import signal
 import time
 import urllib.error
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from chaos_box import END_LATE_S, PAUSE_S, disk_of, get, mend
+from chaos_box import END_LATE_S, PAUSE_S, disk_of, get, harness, mend
 from process import Process
 
 POLL_S = 0.05
@@ -24,6 +25,8 @@ BRIM_ROOM = 4 << 20
 REPAIR_S_MAX = 120
 # What ClickHouse finds broken at a start it puts aside.
 BROKEN_PARTS = "SELECT count() FROM system.detached_parts WHERE database = 'chaos'"
+# Room for some twenty events.
+LARGEST, NARROW = "max.message.bytes", "3000"
 KINDS_OF_EVENTS = ["captcha", "hit", "interaction"]
 WAYS = ["client-server", "server-kafka", "server-clickhouse", "writer-kafka", "writer-clickhouse"]
 DISTURBANCES = ["cut", "freeze", "delay", "lose", "tear"]
@@ -74,6 +77,8 @@ def make(kind, box, dice):
     if kind == "brim clickhouse":
         # A repair wants all writers stopped.
         return Fault(kind, None, {"clickhouse", box.joiner.name} | {program.name for program in box.writers}, dice)
+    if kind == "narrow kafka":
+        return Fault(kind, None, {"kafka"} | {program.name for program in box.servers if program.spools()}, dice)
     if role == "joiner":
         return Fault(kind, None, {box.joiner.name}, dice)
     return Fault(kind, None, {role}, dice)
@@ -232,6 +237,42 @@ def slow_kafka(box, fault):
     yield fault.dice.uniform(5, 9)
     for program in box.programs:
         program.links["kafka"].delay_s = 0
+
+
+def narrow_kafka(box, fault):
+    """Kafka takes small records only: it refuses for good some of what comes, and of what a spool has gathered before."""
+    links = [program.links["kafka"] for program in box.servers if program.spools()]
+    for link in links:
+        link.cut()
+    # Longer than it takes to be noticed.
+    yield fault.dice.uniform(4, 6)
+    topics = [box.space.topic_of(kind) for kind in KINDS_OF_EVENTS]
+    usual = yield from of_kafka(box, lambda log: [log.topic_settings(topic)[LARGEST] for topic in topics])
+    for sizes, pause_s in (([NARROW] * len(topics), fault.dice.uniform(6, 10)), (usual, 0)):
+        yield from of_kafka(
+            box,
+            lambda log, sizes=sizes: [
+                log.set_topic(topic, **{LARGEST: size}) for topic, size in zip(topics, sizes, strict=True)
+            ],
+        )
+        for link in links:
+            mend(link)
+        yield pause_s
+
+
+def of_kafka(box, ask, deadline_s=60):
+    """What `ask` brings, which may block and is tried again, with a client that Kafka has not been away from."""
+    end = time.monotonic() + deadline_s
+    with ThreadPoolExecutor(1) as thread:
+        while True:
+            answer = thread.submit(lambda: ask(harness.Log(box.kafka.brokers)))
+            while not answer.done():
+                yield POLL_S
+            if answer.exception() is None:
+                return answer.result()
+            if time.monotonic() > end:
+                raise RuntimeError(f"Kafka does not do as it is asked: {answer.exception()!r}")
+            yield 0.2
 
 
 def fill(box, fault):
@@ -433,6 +474,7 @@ STEPS = {
     "stutter kafka": stutter,
     "slow kafka": slow_kafka,
     "fill kafka": fill,
+    "narrow kafka": narrow_kafka,
     "kill clickhouse": kill_server,
     "stop clickhouse": stop_server,
     "pause clickhouse": pause_server,

@@ -302,6 +302,23 @@ fn a_torn_write_costs_itself_and_damage_is_told_and_kept() {
 }
 
 #[test]
+fn a_folder_is_waited_for_until_its_last_process_has_ended() {
+    let space = Space::new("late");
+    let root = space.root(1 << 30);
+    let (sender, receiver) = channel::bounded(0);
+    let path = space.0.clone();
+    let next = std::thread::spawn(move || {
+        sender.send(()).unwrap();
+        Root::open(&path, 1 << 30).map(drop)
+    });
+    receiver.recv().unwrap();
+    // It finds the folder in use; were it slower than this, it would find it free, and the test would prove nothing.
+    std::thread::sleep(Duration::from_millis(200));
+    drop(root);
+    assert!(next.join().unwrap().is_ok());
+}
+
+#[test]
 fn a_folder_is_for_one_process_and_one_log() {
     let (space, log) = (Space::new("one"), Toy::new());
     let root = space.root(1 << 30);

@@ -13,7 +13,7 @@ use crate::log::{LogError, Options};
 /// How often the membership is served.
 const POLL: Duration = Duration::from_millis(100);
 /// The waits before a client that failed is made anew.
-const REJOIN_MIN: Duration = Duration::from_millis(500);
+const REJOIN_MIN: Duration = Duration::from_secs(1);
 const REJOIN_MAX: Duration = Duration::from_secs(5);
 /// The least time between two workers of one tenure.
 const REPLACE: Duration = Duration::from_secs(1);
