@@ -446,25 +446,27 @@ impl<L: Log, O: SpoolObserver> Worker<L, O> {
     /// is away. Where it is not, it refuses these alone, and the rest goes on.
     fn put_back_handed(&mut self) {
         let was_refused = self.handed.iter().any(|handed| handed.segment.is_refused);
-        let is_refused = was_refused || self.log.takes();
+        let log_takes = self.log.takes();
         let took_some = self.handed.iter().flat_map(Handed::outcomes).any(|taken| taken);
         if !took_some && !was_refused {
             self.is_proven = false;
             self.paused.begin();
         }
-        if !is_refused {
+        if !log_takes {
             tracing::warn!(kind = self.name, "the log did not take what was spooled: it is sent again");
         }
         for handed in std::mem::take(&mut self.handed) {
             let left = handed.outcomes().filter(|taken| !taken).count();
             let segment = handed.without_acknowledged();
-            if is_refused && left > 0 {
+            if left == 0 || !log_takes && !was_refused {
+                self.disk.put_back(segment);
+                continue;
+            }
+            if log_takes {
                 let path = segment.path.display();
                 tracing::error!(kind = self.name, %path, records = left, "the log is there and does not take records of the spool: they are kept and tried again; what it says of them stands above");
-                self.refuse(segment);
-            } else {
-                self.disk.put_back(segment);
             }
+            self.refuse(segment);
         }
     }
 
