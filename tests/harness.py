@@ -160,13 +160,13 @@ class Log:
         described = self.admin.describe_configs([resource])[resource].result(10)
         return {name: entry.value for name, entry in described.items()}
 
-    def set_topic(self, topic, **settings):
-        """Changes some of its settings: max_message_bytes="2000"."""
+    def set_topic(self, topic, **config):
+        """Changes some of its settings, by their names and as text."""
         entries = [
             confluent_kafka.admin.ConfigEntry(
-                name.replace("_", "."), value, incremental_operation=confluent_kafka.admin.AlterConfigOpType.SET
+                name, value, incremental_operation=confluent_kafka.admin.AlterConfigOpType.SET
             )
-            for name, value in settings.items()
+            for name, value in config.items()
         ]
         kind = confluent_kafka.admin.ResourceType.TOPIC
         resource = confluent_kafka.admin.ConfigResource(kind, topic, incremental_configs=entries)

@@ -96,7 +96,6 @@ def nested(depth):
     return {**DATA, **inner}
 
 
-
 @pytest.mark.parametrize(
     ("change", "code", "field"),
     [

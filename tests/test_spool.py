@@ -161,7 +161,7 @@ def test_records_that_kafka_refuses(own_kafka, own_kafka_space, millrace, sent, 
     # A client that was there when Kafka stood still may have lost it.
     log = Log(own_kafka.brokers)
     usual = log.topic_settings(space.topic)["max.message.bytes"]
-    log.set_topic(space.topic, max_message_bytes="5000")
+    log.set_topic(space.topic, **{"max.message.bytes": "5000"})
     program = millrace("run", space=space, settings=settings(spool), migrated=False)
     large_keys = {key_of(event) for event in large}
 
@@ -177,7 +177,7 @@ def test_records_that_kafka_refuses(own_kafka, own_kafka_space, millrace, sent, 
     eventually(others_are_stored, 30, what="what came meanwhile in the store")
     assert "the log is there and does not take records of the spool" in program.log_text()
     eventually(lambda: "some of which cannot be sent" in program.get("/health/ready").text, 5, what="a reason")
-    log.set_topic(space.topic, max_message_bytes=usual)
+    log.set_topic(space.topic, **{"max.message.bytes": usual})
     is_empty(program, spool)
     reckon(space, sent, program)
 

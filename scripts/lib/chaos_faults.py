@@ -248,16 +248,12 @@ def narrow_kafka(box, fault):
     yield fault.dice.uniform(4, 6)
     topics = [box.space.topic_of(kind) for kind in KINDS_OF_EVENTS]
     usual = yield from of_kafka(box, lambda log: [log.topic_settings(topic)[LARGEST] for topic in topics])
-    for sizes, pause_s in (([NARROW] * len(topics), fault.dice.uniform(6, 10)), (usual, 0)):
-        yield from of_kafka(
-            box,
-            lambda log, sizes=sizes: [
-                log.set_topic(topic, **{LARGEST: size}) for topic, size in zip(topics, sizes, strict=True)
-            ],
-        )
-        for link in links:
-            mend(link)
-        yield pause_s
+    yield from of_kafka(box, lambda log: [log.set_topic(topic, **{LARGEST: NARROW}) for topic in topics])
+    for link in links:
+        mend(link)
+    yield fault.dice.uniform(6, 10)
+    sizes = dict(zip(topics, usual, strict=True))
+    yield from of_kafka(box, lambda log: [log.set_topic(topic, **{LARGEST: sizes[topic]}) for topic in topics])
 
 
 def of_kafka(box, ask, deadline_s=60):

@@ -366,9 +366,8 @@ impl<L: Log, O: SpoolObserver> Worker<L, O> {
         if (is_refused_due || is_oldest_apart) && !self.handed.is_empty() {
             return;
         }
-        if is_refused_due {
-            self.refused.pop_front().into_iter().for_each(|segment| self.hand(segment));
-            return;
+        if is_refused_due && let Some(segment) = self.refused.pop_front() {
+            return self.hand(segment);
         }
         while self.handed.len() < HANDED_MAX
             && let Some(segment) = self.disk.next()

@@ -140,6 +140,13 @@ fn put(spool: &Spool, numbers: Range<u32>, bytes: usize) -> bool {
     ack.wait(WAIT_MAX)
 }
 
+/// Puts so many records of a megabyte, 16 of which fill a segment.
+fn put_megabytes(spool: &Spool, count: u32) {
+    for first in (0..count).step_by(4) {
+        assert!(put(spool, first..first + 4, 1 << 20));
+    }
+}
+
 fn eventually(what: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + WAIT_MAX;
     while !holds() {
@@ -196,9 +203,7 @@ fn what_the_log_does_not_take_is_sent_again() {
     let (space, log) = (Space::new("again"), Toy::new());
     let spool = log.start(&space.root(1 << 30));
     // Three segments of 16 records.
-    for part in 0..12 {
-        assert!(put(&spool, part * 4..part * 4 + 4, 1 << 20));
-    }
+    put_megabytes(&spool, 48);
     assert_eq!(space.files().len(), 3);
     // It goes away within the first of the two that it is given at once.
     *log.0.outage.lock().unwrap() = Some((5, 3));
@@ -213,10 +218,8 @@ fn a_record_that_the_log_refuses_holds_up_no_other() {
     let (space, log) = (Space::new("refused"), Toy::new());
     let root = space.root(1 << 30);
     let spool = log.start(&root);
-    // Several segments: some of the first one's records are refused, and of the last one's those alone that are left.
-    for part in 0..12 {
-        assert!(put(&spool, part * 4..part * 4 + 4, 1 << 20));
-    }
+    // Several segments, the first of which has the records that are refused.
+    put_megabytes(&spool, 48);
     let segments = space.files().len();
     *log.0.refused.lock().unwrap() = 1..3;
     log.set_takes(true);
@@ -242,9 +245,7 @@ fn a_segment_that_cannot_be_read_holds_up_no_other() {
     let (space, log) = (Space::new("unreadable"), Toy::new());
     let root = space.root(1 << 30);
     let spool = log.start(&root);
-    for part in 0..8 {
-        assert!(put(&spool, part * 4..part * 4 + 4, 1 << 20));
-    }
+    put_megabytes(&spool, 32);
     let (path, aside) = (space.file(&space.files()[0]), space.0.join("aside"));
     let first = fs::metadata(&path).unwrap().len() >> 20;
     fs::rename(&path, &aside).unwrap();
