@@ -7,7 +7,7 @@
 //!
 //! Modules stand in the order of the flow. The accepting side (`door`, `accept`, `batch`, `spool`) and the storing side
 //! (`writer`, `store`) never import each other: the Kafka log is their only meeting point. Plain data that crosses from
-//! one stage to the next lives in `exchange` (HTTP) and `flow` (events); `kinds`, `query_string`, `backoff` and `pause` are plain too.
+//! one stage to the next lives in `exchange` (HTTP) and `flow` (events); `kinds`, `query_string`, `backoff`, `folder_lock` and `pause` are plain too.
 //! `run` wires all stages and is the only place that names all of them.
 
 #[cfg(test)]
@@ -19,6 +19,7 @@ pub mod backoff;
 pub mod config;
 pub mod exchange;
 pub mod flow;
+pub mod folder_lock;
 pub mod kinds;
 pub mod query_string;
 pub mod pause;

@@ -10,21 +10,17 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-const LOCK: &str = "lock";
+use crate::folder_lock::{self, LOCK};
+
 const NOTE: &str = "log";
 const NEW_NOTE: &str = "log-new";
 const ENDING: &str = ".spool";
 const DAMAGED: &str = ".damaged";
 /// No segment is larger: [`SEGMENT_BYTES`](super::SEGMENT_BYTES) and one group more. What is, was not written by us.
 const READ_BYTES_MAX: u64 = 256 << 20;
-
-/// How long a folder is waited for: a process that was killed has it until its last thread comes back from the disk.
-const LOCK_WAIT: Duration = Duration::from_secs(2);
-const LOCK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Why a spool cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -124,17 +120,9 @@ impl Root {
     /// Takes a folder, which is made where it is missing.
     pub fn open(path: &Path, bytes_max: u64) -> Result<Root, SpoolError> {
         let refused = |cause| SpoolError::Refused { path: path.to_owned(), cause };
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(refused)?;
-        let lock = private().write(true).create(true).truncate(false).open(path.join(LOCK)).map_err(refused)?;
-        let until = Instant::now() + LOCK_WAIT;
-        loop {
-            match lock.try_lock() {
-                Ok(()) => return Ok(Root { path: path.to_owned(), room: Room::new(bytes_max), _lock: lock }),
-                Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(LOCK_AGAIN),
-                Err(TryLockError::WouldBlock) => return Err(SpoolError::InUse(path.to_owned())),
-                Err(TryLockError::Error(cause)) => return Err(refused(cause)),
-            }
-        }
+        let lock = folder_lock::wait(|| true, || folder_lock::take(path)).map_err(refused)?;
+        let lock = lock.ok_or_else(|| SpoolError::InUse(path.to_owned()))?;
+        Ok(Root { path: path.to_owned(), room: Room::new(bytes_max), _lock: lock })
     }
 
     /// The folder of a kind whose events go to `topic`.

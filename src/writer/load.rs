@@ -6,7 +6,7 @@
 //! away, and all keys are read.
 
 use std::marker::PhantomData;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::runtime::Handle;
 
@@ -14,14 +14,11 @@ use super::seen::folder::{self, Folder};
 use super::seen::manifest::{Identity, Manifest, StoredRows};
 use super::seen::{Covered, SeenKeys, Sizes};
 use super::worker::Tools;
+use crate::folder_lock;
 use crate::kinds::{Key, Kind, partition_of};
 use crate::log::group::Tenure;
 use crate::store::{Store, StoreError};
 
-/// How long to wait for the folder while the partition's last worker, in this process or another one, gives it back.
-const LOCK_WAIT: Duration = Duration::from_secs(2);
-/// How often it is tried.
-const LOCK_AGAIN: Duration = Duration::from_millis(50);
 /// Keys that are added at once.
 const TOGETHER: usize = 1 << 14;
 /// After how many keys it is asked whether to go on: a long load ends soon after the tenure.
@@ -151,19 +148,16 @@ impl<K: Kind> Loading<'_, K> {
     /// The partition's folder, where one is configured and nobody else has it.
     fn folder(&self) -> Option<Folder> {
         let root = self.tools.cache_dir.as_deref()?;
-        let until = Instant::now() + LOCK_WAIT;
-        let folder = loop {
-            match Folder::lock(root, K::NAME, self.tenure.partition) {
-                Ok(Some(folder)) => break folder,
-                Ok(None) if Instant::now() < until && self.tenure.is_active() => std::thread::sleep(LOCK_AGAIN),
-                Ok(None) => {
-                    self.without_cache("another writer uses it");
-                    return None;
-                }
-                Err(error) => {
-                    self.without_cache(&error.to_string());
-                    return None;
-                }
+        let lock = || Folder::lock(root, K::NAME, self.tenure.partition);
+        let folder = match folder_lock::wait(|| self.tenure.is_active(), lock) {
+            Ok(Some(folder)) => folder,
+            Ok(None) => {
+                self.without_cache("another writer uses it");
+                return None;
+            }
+            Err(error) => {
+                self.without_cache(&error.to_string());
+                return None;
             }
         };
         if let Err(error) = folder::remove_obsolete(root, K::NAME, self.tools.log.partitions() as u32) {

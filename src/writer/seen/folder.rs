@@ -5,16 +5,16 @@
 //! nobody else may change or shorten a file that is mapped.
 
 use std::collections::HashSet;
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::manifest::Manifest;
+use crate::folder_lock::{self, LOCK};
 
 const MANIFEST: &str = "manifest";
 const NEW_MANIFEST: &str = "manifest-new";
-const LOCK: &str = "lock";
 /// A manifest has about 100 bytes for each run, of which a lane has some dozens.
 const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 
@@ -27,18 +27,11 @@ pub struct Folder {
 impl Folder {
     /// Takes the folder of a partition; `None` when another writer has it.
     pub fn lock(root: &Path, kind: &str, partition: u32) -> io::Result<Option<Folder>> {
-        let path = root.join(kind).join(partition.to_string());
-        DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
-        Folder::take(path)
+        Folder::take(root.join(kind).join(partition.to_string()))
     }
 
     fn take(path: PathBuf) -> io::Result<Option<Folder>> {
-        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path.join(LOCK))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Some(Folder { path, _lock: lock })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error),
-        }
+        Ok(folder_lock::take(&path)?.map(|lock| Folder { path, _lock: lock }))
     }
 
     /// The path of a file in it.
