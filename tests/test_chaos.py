@@ -23,11 +23,12 @@ FAULTS = [
     "kill kafka",
     "kill clickhouse",
     "cut writer-kafka",
+    "blackhole server-kafka",
     "lose writer-clickhouse",
     "tear client-server",
     "kill everything",
 ]
-RUN_S = 280
+RUN_S = 480
 
 
 @pytest.mark.timeout(RUN_S + 20)

@@ -90,6 +90,17 @@ def test_told_to_end_while_kafka_is_away(own_kafka, own_kafka_space, millrace, s
     reckon(space, sent, program)
 
 
+def test_left_out_of_the_group(space, millrace, sent):
+    """A client that Kafka does not take into the group is given up, and the next one goes on."""
+    # Each of the three kinds looks once a second.
+    program = millrace("run", settings=SMALL_RANGES, failpoints="log::is_member=66*return")
+    assert sent.post(program, make_events(100)) == 202
+    eventually(lambda: program.log_text().count("has not let it into the group") >= 3, 40, what="clients made anew")
+    assert sent.post(program, make_events(100)) == 202
+    reckon(space, sent, program)
+    assert program.log_text().count("has not let it into the group") == 3
+
+
 @pytest.mark.parametrize("how", ["refused", "hanging"])
 def test_clickhouse_away(how, space, millrace, sent):
     """Accepting goes on, the lag shows it, reports are refused; afterwards everything is there."""

@@ -29,7 +29,7 @@ BROKEN_PARTS = "SELECT count() FROM system.detached_parts WHERE database = 'chao
 LARGEST, NARROW = "max.message.bytes", "3000"
 KINDS_OF_EVENTS = ["captcha", "hit", "interaction"]
 WAYS = ["client-server", "server-kafka", "server-clickhouse", "writer-kafka", "writer-clickhouse"]
-DISTURBANCES = ["cut", "freeze", "delay", "lose", "tear"]
+DISTURBANCES = ["cut", "freeze", "blackhole", "delay", "lose", "tear"]
 
 
 class Fault:
@@ -441,6 +441,11 @@ def disturb(box, fault):
         link.cut()
     elif how == "freeze":
         link.freeze()
+    elif how == "blackhole":
+        # Nothing is left to heal: who used the connections has to notice.
+        link.blackhole()
+        yield 0
+        return
     elif how == "delay":
         link.delay_s = fault.dice.choice([0.05, 0.2, 0.5])
     elif how == "lose":

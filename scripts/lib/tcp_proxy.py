@@ -4,6 +4,8 @@
   lost: the connection is closed when it begins to arrive.
 - `cut()`: all connections are closed and new ones refused; `mend()` ends that.
 - `freeze()`: connections stay, and nothing passes; `thaw()` ends that, and what was held up arrives.
+- `blackhole()`: what is sent on the connections of now never arrives, and no end is told, as with a host that lost its power;
+  new connections work.
 - `delay_s`: each piece waits so long in each direction.
 - `lose`: the chance that an answer is lost when it begins to arrive, its connection with it.
 - `tear`: the chance that a piece of a request arrives only in part, and its connection is closed.
@@ -33,7 +35,7 @@ class Proxy:
         self.delay_s, self.lose, self.tear = 0, 0, 0
         self.flows = threading.Event()
         self.flows.set()
-        self.open = set()
+        self.open, self.silenced = set(), set()
         threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
 
     def swallow(self, needle, times):
@@ -59,6 +61,10 @@ class Proxy:
 
     def thaw(self):
         self.flows.set()
+
+    def blackhole(self):
+        with self.lock:
+            self.silenced |= self.open
 
     def mend(self):
         self.listener = socket.create_server(("127.0.0.1", self.port))
@@ -88,6 +94,8 @@ class Proxy:
         with suppress(OSError):
             while piece := near.recv(PIECE_BYTES_MAX):
                 self._wait()
+                if near in self.silenced:
+                    continue
                 with self.lock:
                     if self.left > 0 and not marked.is_set() and self.needle in piece:
                         self.left -= 1
@@ -104,13 +112,17 @@ class Proxy:
         with suppress(OSError):
             while piece := far.recv(PIECE_BYTES_MAX):
                 self._wait()
+                if near in self.silenced:
+                    continue
                 with self.lock:
                     lost = marked.is_set() or (self.lose and self.dice.random() < self.lose)
                     self.swallowed += bool(lost)
                 if lost:
                     break
                 near.sendall(piece)
-        self._close(near, far)
+        # Of a silenced one's end nobody hears either: it is closed when the near end gives it up.
+        if near not in self.silenced:
+            self._close(near, far)
 
     def _wait(self):
         if self.delay_s:
@@ -120,6 +132,7 @@ class Proxy:
     def _close(self, near, far):
         with self.lock:
             self.open -= {near, far}
+            self.silenced -= {near, far}
         for connection in (near, far):
             _end(connection)
 

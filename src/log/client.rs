@@ -28,6 +28,9 @@ pub fn client_config(config: &config::Kafka) -> ClientConfig {
     client.set("client.id", "millrace");
     // A connection that cannot be made is given up in less time than a record may take to be delivered.
     client.set("socket.connection.setup.timeout.ms", "5000");
+    // A peer that lost its power closes no connection: what waits for it there is asked again on a new one. Until then a member
+    // of a group tells nothing of itself.
+    client.set("socket.timeout.ms", "10000");
     for (name, value) in config.options.iter() {
         client.set(name, value);
     }

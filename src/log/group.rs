@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
+use rdkafka::bindings as sys;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::base_consumer::BaseConsumer;
 use rdkafka::consumer::{CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
@@ -20,6 +21,11 @@ use rdkafka::types::RDKafkaRespErr;
 use super::client::{Bearings, complained, heard};
 use super::{LogError, Options};
 use crate::config::GroupProtocol;
+
+/// How long Kafka may leave a client that wants to be a member without an answer.
+const JOIN_MAX: Duration = Duration::from_secs(20);
+/// How often a client is asked whether it is a member.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// How long a question for committed offsets may take.
 const ASK_MAX: Duration = Duration::from_secs(5);
@@ -92,7 +98,7 @@ pub enum GroupEvent {
     /// A partition was given to this process.
     Assigned(Arc<Tenure>),
     /// The client cannot go on and must be made anew; all tenures have ended.
-    Failed(KafkaError),
+    Failed(String),
 }
 
 #[derive(Default)]
@@ -203,6 +209,14 @@ impl Context {
 /// This process as a member of the writers' group.
 pub struct Group {
     consumer: BaseConsumer<Context>,
+    /// With the classic protocol Kafka may rightly hold a join for as long as another member takes to poll.
+    presence: Option<Mutex<Presence>>,
+}
+
+/// When a client was last asked whether it is a member, and when it last was one.
+struct Presence {
+    looked: Instant,
+    member: Instant,
 }
 
 impl Group {
@@ -230,7 +244,10 @@ impl Group {
         let consumer: BaseConsumer<Context> =
             config.create_with_context(context).map_err(failed("setting up the group's client"))?;
         consumer.subscribe(topics).map_err(failed("subscribing to the topics"))?;
-        Ok(Group { consumer })
+        let now = Instant::now();
+        let presence = (options.kafka.group_protocol == GroupProtocol::Consumer)
+            .then(|| Mutex::new(Presence { looked: now, member: now }));
+        Ok(Group { consumer, presence })
     }
 
     /// Serves the membership; to be called at least every few seconds.
@@ -239,7 +256,7 @@ impl Group {
         let failure = match self.consumer.poll(timeout) {
             Some(Err(error)) => self.fatal(error),
             // A record that slipped in before the pause: the partition's own reader has it too.
-            Some(Ok(_)) | None => None,
+            Some(Ok(_)) | None => self.left_out(Instant::now()),
         };
         let mut events: Vec<GroupEvent> = {
             let mut tenures = lock(&self.consumer.context().tenures);
@@ -257,7 +274,38 @@ impl Group {
         self.consumer.context().bearings.restore(self.consumer.client());
     }
 
-    fn fatal(&self, error: KafkaError) -> Option<KafkaError> {
+    /// Why the client is given up, when it has not been a member for too long. Meanwhile Kafka may well answer others.
+    fn left_out(&self, now: Instant) -> Option<String> {
+        let mut presence = lock(self.presence.as_ref()?);
+        if now < presence.looked + LOOK_EVERY {
+            return None;
+        }
+        presence.looked = now;
+        if self.is_member() {
+            presence.member = now;
+        }
+        let out = now - presence.member;
+        (out >= JOIN_MAX).then(|| format!("Kafka has not let it into the group for {} s", out.as_secs()))
+    }
+
+    fn is_member(&self) -> bool {
+        fail::fail_point!("log::is_member", |_| false);
+        // SAFETY: the client is alive; what it hands out is read and destroyed here, and NULL is handed out by clients without a
+        // group alone.
+        let epoch = unsafe {
+            let metadata = sys::rd_kafka_consumer_group_metadata(self.consumer.client().native_ptr());
+            if metadata.is_null() {
+                return false;
+            }
+            let epoch = sys::rd_kafka_consumer_group_metadata_generation_id(metadata);
+            sys::rd_kafka_consumer_group_metadata_destroy(metadata);
+            epoch
+        };
+        // Kafka counts from 1; before a client has joined it is 0 or -1.
+        epoch > 0
+    }
+
+    fn fatal(&self, error: KafkaError) -> Option<String> {
         let ended = matches!(
             error.rdkafka_error_code(),
             Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::PollExceeded | RDKafkaErrorCode::FencedInstanceId)
@@ -265,7 +313,7 @@ impl Group {
         if !ended {
             tracing::warn!(%error, "the group's client reports a problem and goes on");
         }
-        ended.then_some(error)
+        ended.then(|| error.to_string())
     }
 
     /// Commits an offset for a partition under its tenure.

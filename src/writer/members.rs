@@ -38,8 +38,8 @@ pub fn store_log<K: Kind>(
                         backoff.reset();
                         workers.extend(hire::<K>(tools(group.clone()), tenure)?);
                     }
-                    GroupEvent::Failed(error) => {
-                        tracing::error!(kind = K::NAME, %error, "the group's client cannot go on and is made anew");
+                    GroupEvent::Failed(reason) => {
+                        tracing::error!(kind = K::NAME, reason, "the group's client cannot go on and is made anew");
                         failed = true;
                     }
                 }
