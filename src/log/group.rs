@@ -22,10 +22,11 @@ use super::client::{Bearings, complained, heard};
 use super::{LogError, Options};
 use crate::config::GroupProtocol;
 
-/// How long Kafka may leave a client that wants to be a member without an answer.
-const JOIN_MAX: Duration = Duration::from_secs(20);
 /// How often a client is asked whether it is a member.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// After so many looks in a row at which it was none it is given up. Looks are counted and not time, in which this process may
+/// have stood still.
+const LOOKS_OUTSIDE_MAX: u32 = 20;
 
 /// How long a question for committed offsets may take.
 const ASK_MAX: Duration = Duration::from_secs(5);
@@ -213,10 +214,10 @@ pub struct Group {
     presence: Option<Mutex<Presence>>,
 }
 
-/// When a client was last asked whether it is a member, and when it last was one.
+/// When a client was last asked whether it is a member, and how often in a row it was none.
 struct Presence {
     looked: Instant,
-    member: Instant,
+    outside: u32,
 }
 
 impl Group {
@@ -244,9 +245,8 @@ impl Group {
         let consumer: BaseConsumer<Context> =
             config.create_with_context(context).map_err(failed("setting up the group's client"))?;
         consumer.subscribe(topics).map_err(failed("subscribing to the topics"))?;
-        let now = Instant::now();
         let presence = (options.kafka.group_protocol == GroupProtocol::Consumer)
-            .then(|| Mutex::new(Presence { looked: now, member: now }));
+            .then(|| Mutex::new(Presence { looked: Instant::now(), outside: 0 }));
         Ok(Group { consumer, presence })
     }
 
@@ -256,8 +256,9 @@ impl Group {
         let failure = match self.consumer.poll(timeout) {
             Some(Err(error)) => self.fatal(error),
             // A record that slipped in before the pause: the partition's own reader has it too.
-            Some(Ok(_)) | None => self.left_out(Instant::now()),
-        };
+            Some(Ok(_)) | None => None,
+        }
+        .or_else(|| self.left_out(Instant::now()));
         let mut events: Vec<GroupEvent> = {
             let mut tenures = lock(&self.consumer.context().tenures);
             if failure.is_some() {
@@ -274,18 +275,16 @@ impl Group {
         self.consumer.context().bearings.restore(self.consumer.client());
     }
 
-    /// Why the client is given up, when it has not been a member for too long. Meanwhile Kafka may well answer others.
+    /// Why the client is given up, when it is no member for too long, although Kafka may well answer others.
     fn left_out(&self, now: Instant) -> Option<String> {
         let mut presence = lock(self.presence.as_ref()?);
         if now < presence.looked + LOOK_EVERY {
             return None;
         }
         presence.looked = now;
-        if self.is_member() {
-            presence.member = now;
-        }
-        let out = now - presence.member;
-        (out >= JOIN_MAX).then(|| format!("Kafka has not let it into the group for {} s", out.as_secs()))
+        presence.outside = if self.is_member() { 0 } else { presence.outside + 1 };
+        (presence.outside >= LOOKS_OUTSIDE_MAX)
+            .then(|| format!("Kafka has not let it into the group for {} s", (LOOK_EVERY * presence.outside).as_secs()))
     }
 
     fn is_member(&self) -> bool {
