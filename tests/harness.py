@@ -82,14 +82,18 @@ class Store:
         self.password = password
 
     def query(self, sql, *, body=b"", timeout_s=60, **parameters):
-        """The answer as text. With a body, `sql` says what is done with it. Other arguments are query parameters."""
+        """The answer as text; one that breaks off counts as an OSError. With a body, `sql` says what is done with it. Other
+        arguments are query parameters."""
         address = urllib.parse.urlsplit(self.url)
         target = "/?" + urllib.parse.urlencode({**parameters, "query": sql} if body else parameters)
         headers = {"X-ClickHouse-User": self.user, "X-ClickHouse-Key": self.password}
         with closing(http.client.HTTPConnection(address.hostname, address.port, timeout=timeout_s)) as connection:
             connection.request("POST", target, body=body or sql.encode(), headers=headers)
-            answer = connection.getresponse()
-            said = answer.read().decode()
+            try:
+                answer = connection.getresponse()
+                said = answer.read().decode()
+            except http.client.HTTPException as error:
+                raise ConnectionError(f"ClickHouse's answer broke off: {error!r}") from error
         if answer.status != 200:
             raise RuntimeError(f"ClickHouse answers {answer.status} to {sql[:200]!r}: {said[:500]}")
         return said

@@ -5,6 +5,7 @@ here and kept in a file that only its owner can read.
 """
 
 import hashlib
+import http.client
 import os
 import secrets
 import sys
@@ -189,14 +190,17 @@ class ClickHouse:
             time.sleep(0.05)
 
     def query(self, sql, timeout_s=10):
-        """The answer's body, as text."""
+        """The answer's body, as text; one that breaks off counts as an OSError."""
         request = urllib.request.Request(
             self.url, data=sql.encode(), headers={"X-ClickHouse-User": self.user, "X-ClickHouse-Key": self.password}
         )
         # A proxy of the environment is no way to loopback.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=timeout_s) as answer:
-            return answer.read().decode()
+            try:
+                return answer.read().decode()
+            except http.client.HTTPException as error:
+                raise ConnectionError(f"ClickHouse's answer broke off: {error!r}") from error
 
     def stop(self, grace_s=STOP_S):
         return self.process.stop(grace_s)
