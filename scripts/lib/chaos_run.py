@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 
 import chaos_faults
-from chaos_box import Program, get
+from chaos_box import Program, get, harness
 from chaos_events import KINDS, Ledger
 from chaos_load import Load
 from chaos_oracle import judge
@@ -167,7 +167,8 @@ class Run:
         began = time.monotonic()
         for kind in KINDS:
             try:
-                wait_stored(self.box.space, kind=kind, deadline_s=DRAIN_S_MAX)
+                # The tests' waits are as many times longer as their patience says.
+                wait_stored(self.box.space, kind=kind, deadline_s=DRAIN_S_MAX / harness.PATIENCE)
             except (AssertionError, RuntimeError, OSError) as error:
                 self.box.problems.append(f"the lag of {kind} does not come to zero: {error}")
         self.drained_s = time.monotonic() - began
