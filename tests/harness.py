@@ -193,7 +193,8 @@ class Log:
         return {name: entry.value for name, entry in described.items()}
 
     def set_topic(self, topic, **config):
-        """Changes some of its settings, by their names and as text."""
+        """Changes some of its settings, by their names and as text, and waits until the broker goes by them: the controller
+        answers before."""
         entries = [
             confluent_kafka.admin.ConfigEntry(
                 name, value, incremental_operation=confluent_kafka.admin.AlterConfigOpType.SET
@@ -203,6 +204,7 @@ class Log:
         kind = confluent_kafka.admin.ResourceType.TOPIC
         resource = confluent_kafka.admin.ConfigResource(kind, topic, incremental_configs=entries)
         self._ask(lambda admin: admin.incremental_alter_configs([resource])[resource].result(5))
+        eventually(lambda: config.items() <= self.topic_settings(topic).items(), what="the broker to go by new settings")
 
     def watermarks(self, topic):
         """For each partition, its first offset and the one after its last."""

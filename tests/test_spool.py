@@ -9,7 +9,7 @@ import subprocess
 import hit
 import interaction
 import pytest
-from harness import Log, Space, environment_without_settings, eventually, millrace_binary
+from harness import Space, environment_without_settings, eventually, millrace_binary
 from once import SMALL_RANGES, Load, key_of, make_events, reckon, wait_stored
 
 # The smallest spool that may be configured.
@@ -148,6 +148,8 @@ def test_records_that_kafka_refuses(own_kafka, own_kafka_space, millrace, sent, 
     """They wait, told by name, until Kafka takes them; what lies behind them and what comes does not wait with them."""
     space = own_kafka_space
     program = millrace("run", space=space, settings=settings(spool))
+    usual = space.log.topic_settings(space.topic)["max.message.bytes"]
+    space.log.set_topic(space.topic, **{"max.message.bytes": "5000"})
     own_kafka.pause()
     takes_without_kafka(program, sent)
     # A segment of large records, between two of small ones.
@@ -158,10 +160,6 @@ def test_records_that_kafka_refuses(own_kafka, own_kafka_space, millrace, sent, 
         assert sent.post(program, events) == 202
     program.kill()
     own_kafka.resume()
-    # A client that was there when Kafka stood still may have lost it.
-    log = Log(own_kafka.brokers)
-    usual = log.topic_settings(space.topic)["max.message.bytes"]
-    log.set_topic(space.topic, **{"max.message.bytes": "5000"})
     program = millrace("run", space=space, settings=settings(spool), migrated=False)
     large_keys = {key_of(event) for event in large}
 
@@ -177,7 +175,7 @@ def test_records_that_kafka_refuses(own_kafka, own_kafka_space, millrace, sent, 
     eventually(others_are_stored, 30, what="what came meanwhile in the store")
     assert "the log is there and does not take records of the spool" in program.log_text()
     eventually(lambda: "some of which cannot be sent" in program.get("/health/ready").text, 5, what="a reason")
-    log.set_topic(space.topic, **{"max.message.bytes": usual})
+    space.log.set_topic(space.topic, **{"max.message.bytes": usual})
     is_empty(program, spool)
     reckon(space, sent, program)
 
