@@ -188,15 +188,15 @@ def test_a_full_spool(own_kafka, own_kafka_space, millrace, sent, spool):
     own_kafka.pause()
     takes_without_kafka(program, sent)
     body = interaction.ndjson([interaction.event(name="large", data={"text": "x" * 500_000}) for _ in range(4)])
-    taken = unsure = 0
+    taken = tried = 0
 
     def is_full():
-        nonlocal taken, unsure
+        nonlocal taken, tried
+        tried += 4
         # Refused before its body is read, which may show as a connection that was closed.
         with contextlib.suppress(ConnectionError):
-            unsure += 4
             if program.post("/v2/events", body).status == 202:
-                taken, unsure = taken + 4, unsure - 4
+                taken += 4
         answer = program.post("/v2/events", "")
         return answer if "the spool is full" in answer.text else None
 
@@ -209,7 +209,8 @@ def test_a_full_spool(own_kafka, own_kafka_space, millrace, sent, spool):
     assert program.post("/v2/events", body).status == 202
     wait_stored(space, kind="interaction")
     count = program.get("/v2/report?name=large").json()["counters"][0]["count"]
-    assert taken + 4 <= count <= taken + 4 + unsure
+    # Some of a refused body may have found room.
+    assert taken + 4 <= count <= tried + 4
     reckon(space, sent, program)
 
 
